@@ -1,0 +1,1 @@
+"""What runs: decisions in pure modules, effects in a thin shell around them."""

@@ -1,0 +1,323 @@
+"""What Bitward finds and does, as frozen values. Their fields are the JSON documents of the command line.
+
+Damage is data here, never an exception, and "cannot check" is a verdict of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+FLIPS_LISTED_LIMIT = 100_000
+"""Most flips that one report lists one by one; ``flip_count`` always counts all of them."""
+
+
+class Verdict(StrEnum):
+    """The state of a file. There is no fifth, and none of them is a bool."""
+
+    INTACT = "intact"
+    DAMAGED = "damaged"
+    CHANGED = "changed"
+    UNVERIFIABLE = "unverifiable"
+
+
+class SidecarState(StrEnum):
+    INTACT = "intact"
+    HEALED = "healed"
+    DAMAGED = "damaged"
+    MISSING = "missing"
+
+
+class ExitCode:
+    """Exit codes of the command line. The most severe of all paths wins."""
+
+    OK = 0
+    REPAIRABLE = 1
+    USAGE = 2
+    CANNOT_TELL = 3
+    NOT_REPAIRABLE = 4
+    CHANGED = 5
+    INTERNAL = 70
+
+    SEVERITY = (OK, CHANGED, CANNOT_TELL, REPAIRABLE, NOT_REPAIRABLE)
+
+    @classmethod
+    def worst(cls, codes: Iterable[int]) -> int:
+        """The most severe of some verdict codes; 0 for none."""
+        return max(codes, key=cls.SEVERITY.index, default=cls.OK)
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One wrong bit.
+
+    ``bit`` counts from the least significant bit of the element; ``offset`` is the byte of the file that holds the bit.
+    ``found`` and ``correct`` are the element's values: numbers, or one of the strings "nan", "inf", "-inf".
+    """
+
+    tensor: str | None
+    index: tuple[int, ...]
+    bit: int
+    field: str
+    offset: int
+    found: float | int | str
+    correct: float | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One bad block. ``offset`` and ``length`` give the block's range in the file, in bytes.
+
+    ``block`` is the block's index in its span. ``flips`` may be cut; ``flip_count`` is not, and 0 when what was there is unknown.
+    """
+
+    tensor: str | None
+    block: int
+    offset: int
+    length: int
+    repairable: bool
+    source: str
+    medium: str
+    flip_count: int
+    flips: tuple[Flip, ...] = ()
+    unreadable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarReport:
+    """``path`` is empty when there is none; ``lost_pages`` counts pages that failed their check."""
+
+    path: str
+    state: SidecarState
+    lost_pages: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerification:
+    path: str
+    verdict: Verdict
+    bytes: int
+    root: str
+    origin: str
+    modified: bool
+    sidecar: SidecarReport
+    damage: tuple[Damage, ...] = ()
+    damaged_blocks: int = 0
+    message: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        match self.verdict:
+            case Verdict.INTACT:
+                return ExitCode.OK
+            case Verdict.CHANGED:
+                return ExitCode.CHANGED
+            case Verdict.UNVERIFIABLE:
+                return ExitCode.CANNOT_TELL
+            case Verdict.DAMAGED:
+                lost = not self.damage or not all(one.repairable for one in self.damage)
+                return ExitCode.NOT_REPAIRABLE if lost else ExitCode.REPAIRABLE
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """A directory as one unit: its index file and what it says of files that came or went."""
+
+    path: str
+    root: str
+    state: SidecarState
+    missing: tuple[str, ...] = ()
+    unprotected: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    message: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        if self.missing:
+            return ExitCode.NOT_REPAIRABLE
+        if self.unprotected or self.state in (SidecarState.MISSING,):
+            return ExitCode.CANNOT_TELL
+        return ExitCode.OK
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    schema: str
+    verdict: Verdict
+    bytes: int
+    seconds: float
+    files: tuple[FileVerification, ...]
+    units: tuple[UnitReport, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One range that a repair wrote, or with ``--dry-run`` would write.
+
+    ``vouched`` is false only for what ``--best-effort`` writes: parity says so, but no digest does.
+    """
+
+    tensor: str | None
+    block: int
+    offset: int
+    length: int
+    source: str
+    flip_count: int
+    vouched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FileRepair:
+    """``repaired`` and ``remaining`` count blocks. ``verdict`` is the state after the repair."""
+
+    path: str
+    verdict: Verdict
+    bytes: int
+    root: str
+    origin: str
+    modified: bool
+    sidecar: SidecarReport
+    repaired: int
+    remaining: int
+    writes: tuple[Write, ...] = ()
+    damage: tuple[Damage, ...] = ()
+    dry_run: bool = False
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    schema: str
+    verdict: Verdict
+    bytes: int
+    seconds: float
+    repaired: int
+    remaining: int
+    files: tuple[FileRepair, ...]
+    units: tuple[UnitReport, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileProtection:
+    """``findings`` are things about the file which look wrong already, in plain words."""
+
+    path: str
+    bytes: int
+    sidecar: str
+    sidecar_bytes: int
+    root: str
+    origin: str
+    preset: str
+    format: str
+    tensors: int
+    blocks: int
+    note: str = ""
+    findings: tuple[str, ...] = ()
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectReport:
+    schema: str
+    bytes: int
+    seconds: float
+    files: tuple[FileProtection, ...]
+    units: tuple[UnitReport, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LaneGuarantee:
+    """What one lane group of one record kind can bear.
+
+    ``flips_per_cell_and_lane`` wrong bits of one lane among ``cell_records`` neighbouring records (``cell_bytes`` bytes) are put back by the inner code
+    alone; ``blocks_per_stripe`` lost blocks of a stripe of ``stripe_slots`` by the outer code (0: none).
+    """
+
+    lanes: str
+    dtypes: tuple[str, ...]
+    lane_count: int
+    cell_records: int
+    cell_bytes: int
+    flips_per_cell_and_lane: int
+    stripe_slots: int
+    blocks_per_stripe: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileGuarantee:
+    """``longest_burst_bytes`` is the longest run of lost bytes, wherever it lies, that is sure to come back whole."""
+
+    path: str
+    bytes: int
+    sidecar: str
+    sidecar_bytes: int
+    overhead: float
+    root: str
+    origin: str
+    preset: str
+    leaf_hash: str
+    protected_ns: int
+    format: str
+    tensors: int
+    blocks: int
+    zones: int
+    guarantees: tuple[LaneGuarantee, ...]
+    longest_burst_bytes: int
+    parity_bytes: int = 0
+    digest_bytes: int = 0
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainReport:
+    schema: str
+    files: tuple[FileGuarantee, ...]
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """A tensor that differs between two checkpoints. ``kind``: changed | only-in-a | only-in-b | dtype | shape."""
+
+    tensor: str | None
+    kind: str
+    elements: int
+    bits: int
+    largest_change: float | str | None
+    flips: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """``identical`` is true only when every byte of both was compared, or both roots were, and they are equal."""
+
+    schema: str
+    a: str
+    b: str
+    identical: bool
+    seconds: float
+    compared_bytes: int
+    differences: tuple[TensorDifference, ...]
+    differing_bits: int
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``task`` names what is done (protect, verify, repair, sidecar); both counts are bytes of this file."""
+
+    task: str
+    path: str
+    done_bytes: int
+    total_bytes: int
+
+
+ProgressSink = Callable[[Progress], None]

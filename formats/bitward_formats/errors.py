@@ -1,0 +1,86 @@
+"""Every way in which bytes on disk can be wrong, rooted by whose fault it is.
+
+Messages name the place and what to do; the caller adds the file's name, which this package does not know.
+"""
+
+from __future__ import annotations
+
+
+class FormatError(Exception):
+    """Bytes that are not what they claim to be."""
+
+
+class SidecarError(FormatError):
+    """The sidecar cannot be used. The checkpoint itself may be well."""
+
+
+class SidecarTooShortError(SidecarError):
+    """Fewer bytes than two pages."""
+
+
+class NotASidecarError(SidecarError):
+    """No superblock was found."""
+
+
+class UnsupportedVersionError(SidecarError):
+    """Made by a newer version of the format, or with a feature that this version does not know."""
+
+
+class SidecarLimitError(SidecarError):
+    """A number in the sidecar is beyond its limit or contradicts the length of the sidecar."""
+
+
+class SidecarDamagedError(SidecarError):
+    """Pages are lost in both copies, or the root does not fit what was read."""
+
+
+class LayoutError(SidecarError):
+    """The layout stream is malformed: spans that do not tile the file, bad lengths, unknown roles."""
+
+
+class LaneGroupError(SidecarError):
+    """The lane groups contradict each other."""
+
+
+class CheckpointError(FormatError):
+    """A checkpoint which is not valid in its own format. It can still be protected as opaque bytes."""
+
+
+class HeaderTooShortError(CheckpointError):
+    """The file ends before its header does."""
+
+
+class HeaderTooLargeError(CheckpointError):
+    """The header claims more bytes than the format allows."""
+
+
+class HeaderSyntaxError(CheckpointError):
+    """The header is not what the format's grammar allows (not UTF-8, not JSON, wrong types)."""
+
+
+class DuplicateKeyError(CheckpointError):
+    """A name occurs twice in the header."""
+
+
+class UnknownDtypeError(CheckpointError):
+    """A tensor has an element type that this version does not know."""
+
+
+class TensorBoundsError(CheckpointError):
+    """A tensor's range lies outside the file or is reversed."""
+
+
+class TensorOverlapError(CheckpointError):
+    """Two tensors claim the same bytes."""
+
+
+class TensorHoleError(CheckpointError):
+    """Bytes of the data section belong to no tensor."""
+
+
+class TensorSizeError(CheckpointError):
+    """A tensor's range does not fit its dtype and shape."""
+
+
+class MissingExtraError(FormatError):
+    """A feature needs an optional package that is not installed."""
