@@ -1,0 +1,191 @@
+"""Coding a file: digests, inner and outer parity of every zone in one pass, by a small pool of threads.
+
+Work is cut by stripes, which never share a slot: a worker takes some neighbouring stripes of a zone, reads their slots position by
+position in runs that lie together in the file, and keeps only their P and Q. Memory does not depend on the file's size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitward_agent.errors import UnreadableError
+from bitward_agent.findings import Progress, ProgressSink
+from bitward_agent.io import OpenFile
+from bitward_agent.scan import default_jobs
+from bitward_formats.digest import LeafHash, leaf_function
+from bitward_formats.geometry import CodeClass, InnerOffsets, Piece, Run, Zone
+from bitward_formats.groups import LaneGroups
+from bitward_formats.lanes import inner_blobs
+from bitward_formats.packing import pack_lanes
+from bitward_formats.pages import Section
+from bitward_formats.sidecar import Plan
+from bitward_formats.stripes import StripeAccumulator
+
+Bytes = npt.NDArray[np.uint8]
+
+_BATCH_SLOTS = 16
+"""Slots that are read and coded at once: 1 MiB, so that data and parity stay in the cache (measured)."""
+
+
+@dataclass(slots=True)
+class ZoneParity:
+    """The three streams of a zone, complete."""
+
+    zone: Zone
+    p: bytes
+    inner: bytearray
+    q: bytes
+
+    def streams(self) -> Iterator[tuple[Section, int, bytes | bytearray]]:
+        """(section, first page, stream) of each."""
+        yield Section.P, self.zone.p_page, self.p
+        yield Section.INNER, self.zone.inner_page, self.inner
+        yield Section.Q, self.zone.q_page, self.q
+
+
+class _ZoneCoder:
+    """Collects what the workers of one zone make."""
+
+    def __init__(self, zone: Zone, groups: LaneGroups) -> None:
+        self.zone = zone
+        self.offsets = InnerOffsets(zone, groups)
+        self.inner = np.zeros(zone.inner_stream_bytes, np.uint8)
+        self.parts: dict[int, tuple[list[bytes], list[bytes]]] = {}
+
+    def keep(self, first_stripe: int, accumulator: StripeAccumulator | None, stripe_count: int) -> None:
+        if accumulator is None:
+            return
+        p, q = accumulator.result()
+        stripes = range(first_stripe, first_stripe + stripe_count)
+        self.parts[first_stripe] = (
+            [stored_parity(self.zone, stripe, p[index]) for index, stripe in enumerate(stripes)],
+            [stored_parity(self.zone, stripe, q[index]) for index, stripe in enumerate(stripes)],
+        )
+
+    def result(self) -> ZoneParity:
+        parts = [self.parts[first] for first in sorted(self.parts)]
+        p, q = (b"".join(stream for part in parts for stream in part[which]) for which in (0, 1))
+        return ZoneParity(self.zone, p, bytearray(self.inner.tobytes()), q)
+
+
+def stored_parity(zone: Zone, stripe: int, parity: Bytes) -> bytes:
+    """One stripe's P or Q as it is stored: cut to what its slots use, and only the lanes that the class keeps."""
+    code = zone.code_class
+    used = parity[: zone.parity_bytes(stripe)]
+    return pack_lanes(used.reshape(1, -1, code.record_bytes), code.mask).tobytes()
+
+
+class Coder:
+    """Codes a file zone by zone. ``leaves`` is complete when the last zone is."""
+
+    def __init__(
+        self, file: OpenFile, plan: Plan, groups: LaneGroups, leaf_hash: int, jobs: int | None, progress: ProgressSink | None, task: str
+    ) -> None:
+        self.file, self.plan, self.groups, self.progress, self.task = file, plan, groups, progress, task
+        self.leaf = leaf_function(leaf_hash)
+        self.leaf_bytes = LeafHash(leaf_hash).leaf_bytes
+        self.leaves = bytearray(plan.leaf_stream_bytes)
+        self.jobs = jobs or default_jobs()
+        self.done_bytes = 0
+        self._lock = threading.Lock()
+
+    def run(self, put: Callable[[ZoneParity], None]) -> None:
+        """Code all zones; ``put`` is called with each as it is complete, never twice at the same time."""
+        zones = self.plan.geometry.zones
+        parts = 1 if len(zones) >= self.jobs else self.jobs
+        put_lock = threading.Lock()
+        with ThreadPoolExecutor(self.jobs, "bitward-code") as pool:
+
+            def whole_zone(zone: Zone) -> None:
+                coder = _ZoneCoder(zone, self.groups)
+                self._stripes(coder, 0, zone.stripe_count)
+                with put_lock:
+                    put(coder.result())
+
+            if parts == 1:
+                for future in [pool.submit(whole_zone, zone) for zone in zones]:
+                    future.result()
+                return
+            for zone in zones:
+                coder = _ZoneCoder(zone, self.groups)
+                cuts = sorted({index * zone.stripe_count // parts for index in range(parts + 1)})
+                pairs = list(zip(cuts, cuts[1:], strict=False))
+                for future in [pool.submit(self._stripes, coder, low, high) for low, high in pairs]:
+                    future.result()
+                put(coder.result())
+
+    def _stripes(self, coder: _ZoneCoder, low: int, high: int) -> None:
+        """Code stripes ``low .. high`` of a zone."""
+        zone = coder.zone
+        code = zone.code_class
+        accumulator = StripeAccumulator(code, high - low) if code.has_parity else None
+        buffer = np.zeros(_BATCH_SLOTS * code.slot_bytes, np.uint8)
+        for position in range(zone.stripe_length(low)):
+            last = min(high, zone.slot_count - position * zone.stripe_count)
+            for at in range(low, last, _BATCH_SLOTS):
+                self._batch(coder, accumulator, position, at, min(at + _BATCH_SLOTS, last), low, buffer)
+        coder.keep(low, accumulator, high - low)
+
+    def _batch(
+        self, coder: _ZoneCoder, accumulator: StripeAccumulator | None, position: int, low: int, high: int, base: int, buffer: Bytes
+    ) -> None:
+        zone, code = coder.zone, coder.zone.code_class
+        first, end = zone.slot(low, position), zone.slot(high - 1, position) + 1
+        for slot, run in code.runs(first, end):
+            slots = self._full_run(coder, slot, run, buffer)
+            if accumulator is not None:
+                accumulator.add(position, low - base + slot - first, slots)
+        for slot in range(max(first, code.full_count), end):
+            slots = self._packed_slot(coder, code.pieces(slot), code)
+            if accumulator is not None:
+                accumulator.add(position, low - base + slot - first, slots)
+
+    def _read(self, target: Bytes, offset: int) -> None:
+        lost = self.file.read_into(memoryview(target), offset)  # type: ignore[arg-type]  # arrays are buffers
+        if lost:
+            raise UnreadableError(f"{self.file.path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
+        with self._lock:
+            self.done_bytes += target.size
+            if self.progress:
+                self.progress(Progress(self.task, self.file.path, self.done_bytes, self.plan.table.layout.file_bytes))
+
+    def _keep_leaf(self, number: int, index: int, data: Bytes) -> None:
+        self.leaves[number * self.leaf_bytes : (number + 1) * self.leaf_bytes] = self.leaf(data, index, data.size)
+
+    def _full_run(self, coder: _ZoneCoder, slot: int, run: Run, buffer: Bytes) -> Bytes:
+        """Read, hash and inner-code a run of full blocks; returns them as slots (count, slot_bytes)."""
+        table, code = self.plan.table, coder.zone.code_class
+        span = table.layout.spans[run.span_index]
+        block_bytes = span.kind.block_bytes
+        data = buffer[: run.count * block_bytes]
+        self._read(data, span.offset + run.first * block_bytes)
+        number = table.first_numbers[run.span_index] + run.first
+        blocks = data.reshape(run.count, block_bytes)
+        for step in range(run.count):
+            self._keep_leaf(number + step, run.first + step, blocks[step])
+        blobs = inner_blobs(blocks, span.kind, self.groups)
+        at = coder.offsets.of_full_slot(slot)
+        coder.inner[at : at + blobs.size] = blobs.reshape(-1)
+        if block_bytes == code.slot_bytes:
+            return blocks
+        slots = np.zeros((run.count, code.slot_bytes), np.uint8)
+        slots[:, :block_bytes] = blocks
+        return slots
+
+    def _packed_slot(self, coder: _ZoneCoder, pieces: list[Piece], code: CodeClass) -> Bytes:
+        slot = np.zeros((1, code.slot_bytes), np.uint8)
+        for piece in pieces:
+            block = piece.block
+            data = slot[0, piece.at : piece.at + block.length]
+            self._read(data, block.offset)
+            self._keep_leaf(block.number, block.index, data)
+            blob = inner_blobs(np.ascontiguousarray(data)[None], block.span.kind, self.groups)
+            at = coder.offsets.of_packed(block)
+            coder.inner[at : at + blob.size] = blob.reshape(-1)
+        return slot

@@ -1,0 +1,159 @@
+"""Protecting a file: layout, leaves and parity into a sidecar that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from bitward_agent.encode import Coder, ZoneParity
+from bitward_agent.errors import BusyError, InputError, UntrustedError
+from bitward_agent.findings import ProgressSink
+from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file
+from bitward_formats.groups import PRESETS, LaneGroups
+from bitward_formats.merkle import file_root, span_roots
+from bitward_formats.pages import PAGE_BYTES, paginate
+from bitward_formats.readers import layout_of
+from bitward_formats.sidecar import KIND_FILE, ORIGINS, Plan, Superblock, metadata_pages, plan_sidecar, with_salt
+from bitward_formats.spans import Layout
+
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What to make: the lane groups and their name, the leaf hash, and what is known from elsewhere about the file.
+
+    ``trusted_sha256`` is 32 zero bytes where nobody vouches for the file; ``mtime_ns`` of ``None`` means the file's own.
+    """
+
+    groups: LaneGroups
+    preset: str
+    leaf_hash: int
+    protected_ns: int = 0
+    trusted_sha256: bytes = bytes(32)
+    origin: str = "first-seen"
+    layout: Layout | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A sidecar that was written."""
+
+    superblock: Superblock
+    layout: Layout
+    sidecar_bytes: int
+
+
+def preset_groups(preset: str) -> LaneGroups:
+    """The lane groups of a preset.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    try:
+        return PRESETS[preset]
+    except KeyError:
+        raise InputError(f"no preset {preset!r}; there are {', '.join(PRESETS)}") from None
+
+
+def file_sha256(file: OpenFile, size: int) -> bytes:
+    """SHA-256 of a whole open file, read in one pass."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_HASH_CHUNK_BYTES))
+    for offset in range(0, size, _HASH_CHUNK_BYTES):
+        view = buffer[: min(_HASH_CHUNK_BYTES, size - offset)]
+        file.read_into(view, offset)
+        digest.update(view)
+    return digest.digest()
+
+
+def check_digest(file: OpenFile, size: int, expected: bytes) -> None:
+    """Compare a file with the digest that somebody vouches for.
+
+    Raises:
+        UntrustedError: it is another.
+    """
+    found = file_sha256(file, size)
+    if found != expected:
+        raise UntrustedError(
+            f"{file.path}: SHA-256 is {found.hex()}, expected {expected.hex()}: not protected; get a good copy, or use --force"
+        )
+
+
+def protect_file(
+    path: str,
+    sidecar: str,
+    protection: Protection,
+    *,
+    force: bool = False,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+    task: str = "protect",
+    disk: Disk = DISK,
+) -> Protected:
+    """Write the sidecar of a file. The file itself is only read.
+
+    Raises:
+        UntrustedError: the file is not what ``trusted_sha256`` says, and ``force`` is not given.
+        BusyError: the file changed meanwhile.
+        UnreadableError, WriteError: by name and place.
+    """
+    with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-sha256") as pool:
+        before = file.state()
+        vouched = any(protection.trusted_sha256) and not force
+        check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if vouched else None
+        layout = protection.layout or layout_of(file.read, before.size, path)
+        plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
+        with atomic_file(sidecar, disk) as target:
+            superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)
+            if file.state() != before:
+                raise BusyError(f"{path}: changed while it was read: protect it again when its writer is done")
+            if check is not None:
+                check.result()
+    return Protected(superblock, layout, plan.total_pages * PAGE_BYTES)
+
+
+def _write(
+    file: OpenFile,
+    state: FileState,
+    target: OpenFile,
+    layout: Layout,
+    plan: Plan,
+    protection: Protection,
+    jobs: int | None,
+    progress: ProgressSink | None,
+    task: str,
+) -> Superblock:
+    draft = Superblock(
+        kind=KIND_FILE,
+        leaf_hash=protection.leaf_hash,
+        origin=ORIGINS.index(protection.origin),
+        groups=protection.groups,
+        file_bytes=layout.file_bytes,
+        mtime_ns=state.mtime_ns if protection.mtime_ns is None else protection.mtime_ns,
+        protected_ns=protection.protected_ns,
+        salt=0,
+        total_pages=plan.total_pages,
+        layout_bytes=len(plan.layout_stream),
+        block_count=plan.table.count,
+        root=bytes(32),
+        trusted_sha256=protection.trusted_sha256,
+        preset=protection.preset,
+    )
+    salt = with_salt(draft).salt
+    coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task)
+
+    def put(zone: ZoneParity) -> None:
+        for section, page, stream in zone.streams():
+            target.write_all(paginate(memoryview(stream), section, 0, page, salt), page * PAGE_BYTES)
+
+    coder.run(put)
+    leaves = bytes(coder.leaves)
+    roots = span_roots(layout, leaves, protection.leaf_hash, coder.leaf_bytes)
+    root = file_root(layout.file_bytes, plan.layout_stream, roots)
+    superblock = replace(draft, root=root, salt=salt)
+    for page, pages in metadata_pages(superblock, plan.layout_stream, leaves, plan):
+        target.write_all(pages, page * PAGE_BYTES)
+    return superblock

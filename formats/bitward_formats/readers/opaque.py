@@ -1,0 +1,21 @@
+"""Any file at all, as one span of bytes without meaning. Always possible, never wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
+
+NAME = "opaque"
+SUFFIXES: tuple[str, ...] = ()
+
+
+def looks_like(head: bytes, file_bytes: int, name: str) -> bool:  # noqa: ARG001 - the readers' common signature
+    """Every file looks like bytes."""
+    return True
+
+
+def read_layout(fetch: Callable[[int, int], bytes], file_bytes: int, name: str, note: str = "") -> Layout:  # noqa: ARG001 - likewise
+    """One span over the whole file; none where it is empty. Reads nothing, so it holds for unreadable files too."""
+    spans = (Span(Role.DATA, OPAQUE_KIND, 0, file_bytes),) if file_bytes else ()
+    return Layout(NAME, file_bytes, spans, note)

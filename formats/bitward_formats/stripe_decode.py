@@ -1,0 +1,331 @@
+"""Decoding a stripe: inner and outer code in turn until nothing changes (SPEC, sections 5 and 6).
+
+A stripe is decoded by itself, since each block lies in one slot of one stripe. The outer code works on symbols; a symbol that is
+wrong in one slot at an unknown position is located by Q/P, one or two known-lost symbols are solved for. What the inner code doubts says
+which symbols are lost. A block is done when its leaf matches, and from then on it is known and helps the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bitward_formats import gf256
+from bitward_formats.blocks import Block
+from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
+from bitward_formats.groups import LaneGroups
+from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, single_flips, syndromes
+from bitward_formats.stripes import from_symbols, symbol_mask
+
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+LeafCheck = Callable[[Block, Bytes], bool]
+
+ROUNDS_LIMIT = 16
+_TRIES_LIMIT = 1 << 14
+"""Most candidates of even lanes that are tried against a leaf: about 0.1 s."""
+
+
+@dataclass(slots=True)
+class Patient:
+    """A bad block on its way through the decoder. ``data`` is the current estimate, ``raw`` what the file holds.
+
+    ``unreadable`` marks bits that could not be read at all; ``inner`` is the stored padded parity of each lane group,
+    ``inner_known`` whether it could be read; ``at`` is the block's byte in its slot.
+    """
+
+    block: Block
+    position: int
+    at: int
+    raw: Bytes
+    unreadable: Bytes | None
+    inner: list[Bytes]
+    inner_known: list[bool]
+    data: Bytes = field(init=False)
+    solved: bool = False
+
+    def __post_init__(self) -> None:
+        self.data = self.raw.copy()
+
+    @property
+    def place(self) -> slice:
+        return slice(self.at, self.at + self.block.length)
+
+
+def _batches(patients: Sequence[Patient]) -> list[list[Patient]]:
+    """Patients by kind and length, so that each batch is one array."""
+    by_shape: dict[tuple[object, int], list[Patient]] = {}
+    for patient in patients:
+        by_shape.setdefault((patient.block.span.kind, patient.block.length), []).append(patient)
+    return list(by_shape.values())
+
+
+def _batch_syndromes(batch: list[Patient], groups: LaneGroups) -> list[GroupSyndrome]:
+    stored = [np.concatenate([patient.inner[index] for patient in batch]) for index in range(len(groups))]
+    known = [np.array([patient.inner_known[index] for patient in batch]) for index in range(len(groups))]
+    return syndromes(np.stack([patient.data for patient in batch]), batch[0].block.span.kind, groups, stored, known)
+
+
+def inner_step(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> int:
+    """Undo what the inner code spells out, and keep it where it solves a block or leaves fewer doubts; returns the bits turned."""
+    turned = 0
+    for batch in _batches([patient for patient in patients if not patient.solved]):
+        flips = single_flips(_batch_syndromes(batch, groups), batch[0].block.span.kind.record_bytes)
+        for index, patient in enumerate(batch):
+            mine = flips.of_block(index)
+            if mine.byte.size:
+                np.bitwise_xor.at(patient.data, mine.byte, (1 << mine.bit).astype(np.uint8))
+                turned += mine.byte.size
+                patient.solved = is_leaf(patient.block, patient.data)
+    return turned
+
+
+@dataclass(slots=True)
+class StripeSyndrome:
+    """P and Q syndromes, one byte per symbol, of what ``patients`` now hold. ``p_known``/``q_known``: which symbols have parity."""
+
+    code: CodeClass
+    slot_count: int
+    p: Bytes
+    q: Bytes
+    p_known: Bools
+    q_known: Bools
+
+    def exponent(self, position: int) -> int:
+        """The power of 2 that weighs a slot in Q."""
+        return self.slot_count - 1 - position
+
+    def turn_bits(self, position: int, byte: npt.NDArray[np.intp], bit: npt.NDArray[np.intp]) -> None:
+        """Account for turned bits of a slot."""
+        row, column = np.divmod(byte, self.code.row_bytes)
+        group, plane = np.divmod(row, ROWS_PER_SYMBOL)
+        symbol = group * self.code.symbol_bytes + 8 * column + bit
+        value = (1 << plane).astype(np.uint8)
+        np.bitwise_xor.at(self.p, symbol, value)
+        np.bitwise_xor.at(self.q, symbol, gf256.multiply_by_power(value, self.exponent(position)))
+
+    def turn_symbols(self, position: int, values: Bytes) -> None:
+        """Account for a slot's change, given as one byte per symbol."""
+        self.p ^= values
+        self.q ^= gf256.multiply_by_power(values, self.exponent(position))
+
+
+class StripeDecoder:
+    """Runs both codes in turn over the bad blocks of one stripe."""
+
+    def __init__(self, patients: list[Patient], syndrome: StripeSyndrome, groups: LaneGroups, is_leaf: LeafCheck) -> None:
+        self.patients = patients
+        self.syndrome = syndrome
+        self.groups = groups
+        self.is_leaf = is_leaf
+        self.symbol_count = syndrome.p.size
+
+    def open_patients(self) -> list[Patient]:
+        return [patient for patient in self.patients if not patient.solved]
+
+    def run(self) -> None:
+        """Decode until all is solved or nothing changes any more."""
+        for _ in range(ROUNDS_LIMIT):
+            if not self.open_patients():
+                return
+            before = self._disorder()
+            if self._fits_erasures() and self._erase(self._range_masks()):
+                continue
+            self._locate_single_errors()
+            self._inner()
+            if self.open_patients():
+                self._erase(self._doubt_masks())
+            if self._disorder() >= before:
+                break
+        self._try_even_lanes()
+
+    def _disorder(self) -> int:
+        """Work left: open blocks, wrong symbols and lanes. Falls in every useful round."""
+        wrong = np.count_nonzero((self.syndrome.p != 0) & self.syndrome.p_known)
+        wrong += np.count_nonzero((self.syndrome.q != 0) & self.syndrome.q_known)
+        lanes = 0
+        for batch in _batches(self.open_patients()):
+            lanes += sum(np.count_nonzero(group.nonzero) for group in _batch_syndromes(batch, self.groups))
+        return int(wrong + lanes + len(self.open_patients()))
+
+    def _positions(self) -> list[int]:
+        return sorted({patient.position for patient in self.open_patients()})
+
+    def _to_slot_masks(self, masks: dict[int, Bytes]) -> Bools:
+        slots = np.zeros((len(masks), self.symbol_count), np.uint8)
+        for row, position in enumerate(sorted(masks)):
+            slots[row] = masks[position]
+        return symbol_mask(slots, self.syndrome.code.row_bytes)
+
+    def _range_masks(self) -> Bools:
+        """(slots, symbols): every symbol of an open block is lost."""
+        masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
+        for patient in self.open_patients():
+            masks[patient.position][patient.place] = 0xFF
+        return self._to_slot_masks(masks)
+
+    def _fits_erasures(self) -> bool:
+        return int(self._range_masks().sum(axis=0).max(initial=0)) <= 2
+
+    def _doubt_masks(self) -> Bools:
+        """(slots, symbols): what the inner code doubts, what could not be read, and runs of zeros."""
+        masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
+        for batch in _batches(self.open_patients()):
+            kind = batch[0].block.span.kind
+            doubts = doubt_masks(_batch_syndromes(batch, self.groups), kind.record_bytes, batch[0].block.length)
+            for patient, doubt in zip(batch, doubts, strict=True):
+                masks[patient.position][patient.place] |= doubt | _constant_rows(patient.raw)
+                if patient.unreadable is not None:
+                    masks[patient.position][patient.place] |= patient.unreadable
+        return self._to_slot_masks(masks)
+
+    def _inner(self) -> None:
+        for batch in _batches(self.open_patients()):
+            flips = single_flips(_batch_syndromes(batch, self.groups), batch[0].block.span.kind.record_bytes)
+            for index, patient in enumerate(batch):
+                self._turn(patient, flips.of_block(index))
+        self._check()
+
+    def _turn(self, patient: Patient, flips: Flips) -> None:
+        if flips.byte.size:
+            np.bitwise_xor.at(patient.data, flips.byte, (1 << flips.bit).astype(np.uint8))
+            self.syndrome.turn_bits(patient.position, flips.byte + patient.at, flips.bit)
+
+    def _check(self) -> bool:
+        solved = False
+        for patient in self.open_patients():
+            patient.solved = self.is_leaf(patient.block, patient.data)
+            solved |= patient.solved
+        return solved
+
+    def _locate_single_errors(self) -> None:
+        """Symbols with one wrong bit in the stripe: Q/P names the slot. Two wrong bits do not pass for one: P would have weight 0 or 2."""
+        syndrome = self.syndrome
+        usable = syndrome.p_known & syndrome.q_known & (syndrome.q != 0)
+        symbols = (usable & (np.bitwise_count(syndrome.p) == 1)).nonzero()[0]
+        ratio = (gf256.LOGARITHM[syndrome.q[symbols]] - gf256.LOGARITHM[syndrome.p[symbols]]) % gf256.ORDER
+        position = syndrome.slot_count - 1 - ratio
+        plane = np.log2(syndrome.p[symbols]).astype(np.intp)
+        group, column = np.divmod(symbols, syndrome.code.symbol_bytes)
+        byte = (group * ROWS_PER_SYMBOL + plane) * syndrome.code.row_bytes + column // 8
+        for patient in self.open_patients():
+            mine = (position == patient.position) & (byte >= patient.at) & (byte < patient.at + patient.block.length)
+            chosen = byte[mine] - patient.at
+            self._turn(patient, Flips(np.zeros(chosen.size, np.intp), chosen, column[mine] % 8))
+        self._check()
+
+    def _erase(self, lost: Bools) -> bool:
+        """Solve for lost symbols, one or two of a stripe; returns whether that solved a block."""
+        positions = self._positions()
+        count = lost.sum(axis=0)
+        for values, row in self._solve(lost, count, positions):
+            if not values.any():
+                continue
+            position = positions[row]
+            change = from_symbols(values[None], self.syndrome.code.row_bytes)[0]
+            self.syndrome.turn_symbols(position, values)
+            for patient in self.patients:
+                if patient.position == position and not patient.solved:
+                    patient.data ^= change[patient.place]
+        return self._check()
+
+    def _solve(self, lost: Bools, count: npt.NDArray[np.int64], positions: list[int]) -> list[tuple[Bytes, int]]:
+        """Changes (symbols,) for each slot row, from syndromes as they are now."""
+        syndrome, width = self.syndrome, lost.shape[1]
+        weights = np.array([syndrome.exponent(position) for position in positions], np.int16)
+        changes = np.zeros((len(positions), width), np.uint8)
+        one = (count == 1) & (syndrome.p_known | syndrome.q_known)
+        symbols = one.nonzero()[0]
+        rows = lost[:, symbols].argmax(axis=0)
+        from_p, from_q = syndrome.p[symbols], gf256.multiply_by_power(syndrome.q[symbols], -weights[rows])
+        both = syndrome.p_known[symbols] & syndrome.q_known[symbols]
+        value = np.where(syndrome.p_known[symbols], from_p, from_q)
+        value[both & (from_p != from_q)] = 0  # one lost symbol does not explain both syndromes
+        changes[rows, symbols] = value
+        symbols = ((count == 2) & syndrome.p_known & syndrome.q_known).nonzero()[0]
+        first = lost[:, symbols].argmax(axis=0)
+        second = len(positions) - 1 - lost[::-1, symbols].argmax(axis=0)
+        p, q = syndrome.p[symbols], syndrome.q[symbols]
+        numerator = gf256.multiply_by_power(p, weights[second]) ^ q
+        divisor = gf256.POWER[weights[first]] ^ gf256.POWER[weights[second]]
+        at_first = gf256.divide(numerator, divisor)
+        changes[first, symbols] = at_first
+        changes[second, symbols] = at_first ^ p
+        return [(changes[row], row) for row in range(len(positions))]
+
+    def _try_even_lanes(self) -> None:
+        """Two flips in one lane of one cell leave few candidates; the leaf says which it was."""
+        for batch in _batches(self.open_patients()):
+            found = _batch_syndromes(batch, self.groups)
+            for index, patient in enumerate(batch):
+                try_even_lanes(patient, found, index, self.is_leaf)
+
+
+def try_even_lanes(patient: Patient, found: list[GroupSyndrome], index: int, is_leaf: LeafCheck) -> None:
+    """Try the pairs of flips that a block's even lanes allow, all lanes together, against its leaf."""
+    lanes = even_lanes(found, index)
+    if not lanes:
+        return
+    record_bytes = patient.block.span.kind.record_bytes
+    choices = []
+    total = 1
+    for lane in lanes:
+        pairs = [
+            (lane.first_record + low, lane.first_record + (low ^ lane.difference))
+            for low in range(lane.record_count)
+            if low < low ^ lane.difference < lane.record_count
+        ]
+        total *= len(pairs)
+        if not 0 < total <= _TRIES_LIMIT:
+            return
+        choices.append([(lane.lane, pair) for pair in pairs])
+    _search(patient, choices, 0, record_bytes, is_leaf)
+
+
+def _search(patient: Patient, choices: list[list[tuple[int, tuple[int, int]]]], depth: int, record_bytes: int, is_leaf: LeafCheck) -> bool:
+    if depth == len(choices):
+        patient.solved = is_leaf(patient.block, patient.data)
+        return patient.solved
+    for lane, pair in choices[depth]:
+        for record in pair:
+            patient.data[record * record_bytes + lane // 8] ^= 1 << lane % 8
+        if _search(patient, choices, depth + 1, record_bytes, is_leaf):
+            return True
+        for record in pair:
+            patient.data[record * record_bytes + lane // 8] ^= 1 << lane % 8
+    return False
+
+
+def _constant_rows(data: Bytes, run_bytes: int = 512) -> Bytes:
+    """Masks over runs of 512 equal bytes: weights hardly ever hold them, zeroed regions consist of them."""
+    masks = np.zeros(data.size, np.uint8)
+    whole = data.size // run_bytes * run_bytes
+    rows = data[:whole].reshape(-1, run_bytes)
+    masks[:whole].reshape(-1, run_bytes)[(rows == rows[:, :1]).all(axis=1)] = 0xFF
+    return masks
+
+
+def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
+    """What both codes agree on for a block whose leaf does not match: the file's bytes, but with corrections in lanes and symbols without
+    any syndrome left. For best-effort repair only."""
+    (batch,) = _batches([patient])
+    found = _batch_syndromes(batch, decoder.groups)
+    record_bytes = patient.block.span.kind.record_bytes
+    settled = ~_disorder_masks(found, record_bytes, patient.block.length)[0]
+    syndrome = decoder.syndrome
+    wrong = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known)
+    columns = np.packbits(wrong.reshape(-1, syndrome.code.symbol_bytes), axis=-1, bitorder="little")
+    outer = np.repeat(columns, ROWS_PER_SYMBOL, axis=0).reshape(-1)[patient.place]
+    return np.asarray(patient.raw ^ ((patient.raw ^ patient.data) & settled & ~outer))
+
+
+def _disorder_masks(found: list[GroupSyndrome], record_bytes: int, length: int) -> Bytes:
+    blocks = found[0].total.shape[0]
+    masks = np.zeros((blocks, length), np.uint8)
+    for group in found:
+        cell_masks = np.packbits(group.nonzero & group.lanes, axis=-1, bitorder="little")
+        masks |= np.repeat(cell_masks, 1 << group.cell_log2, axis=1)[:, : group.record_count].reshape(blocks, length)
+    return masks

@@ -1,0 +1,95 @@
+"""The outer code (SPEC, section 6): P and Q of stripes, by XOR alone.
+
+Symbols of GF(2^8) are bit-sliced over eight neighbouring rows, so times 2 is a rotation of row planes and three XORs.
+The rotation is never carried out while coding: the planes of Q keep a moving base instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
+
+Bytes = npt.NDArray[np.uint8]
+_FEEDBACK_PLANES = (2, 3, 4)  # 0x11d without x^8 and 1: where the bit that leaves at the top comes back in besides plane 0
+
+
+def word_dtype(row_bytes: int) -> np.dtype[Any]:
+    """The widest word that divides a row."""
+    return np.dtype(f"u{next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)}")
+
+
+def as_planes(slots: Bytes, row_bytes: int) -> npt.NDArray[Any]:
+    """Slots (…, slot_bytes) u8 -> (…, symbol groups, 8 planes, words of a row)."""
+    words = slots.view(word_dtype(row_bytes))
+    return words.reshape(*slots.shape[:-1], -1, ROWS_PER_SYMBOL, row_bytes // words.itemsize)
+
+
+class StripeAccumulator:
+    """P and Q of neighbouring stripes of one zone, fed with slots position by position.
+
+    Every stripe gets its slots in order of position, none left out. Memory: 2 · stripe_count · slot_bytes.
+    """
+
+    def __init__(self, code: CodeClass, stripe_count: int) -> None:
+        self._row_bytes = code.row_bytes
+        self._p = np.zeros((stripe_count, code.slot_bytes), np.uint8)
+        self._q = np.zeros((stripe_count, code.slot_bytes), np.uint8)
+        self._q_planes = as_planes(self._q, code.row_bytes)
+        self._positions = np.zeros(stripe_count, np.int64)
+
+    def add(self, position: int, first_stripe: int, slots: Bytes) -> None:
+        """Add the slots at ``position`` of stripes ``first_stripe …``: (stripes, slot_bytes) u8."""
+        stripes = slice(first_stripe, first_stripe + slots.shape[0])
+        if (self._positions[stripes] != position).any():
+            raise ValueError(f"slots of position {position} out of turn")
+        self._positions[stripes] += 1
+        p = self._p[stripes]
+        words = word_dtype(slots.shape[1])
+        np.bitwise_xor(p.view(words), slots.view(words), out=p.view(words))
+        planes, q = as_planes(slots, self._row_bytes), self._q_planes[stripes]
+        base = -position % ROWS_PER_SYMBOL  # plane b of the symbols lies at (b + base) mod 8
+        if position:
+            top = q[:, :, base]
+            for plane in _FEEDBACK_PLANES:
+                target = q[:, :, (plane + base) % ROWS_PER_SYMBOL]
+                np.bitwise_xor(target, top, out=target)
+        upper, lower = q[:, :, base:], q[:, :, :base]
+        np.bitwise_xor(upper, planes[:, :, : ROWS_PER_SYMBOL - base], out=upper)
+        if base:
+            np.bitwise_xor(lower, planes[:, :, ROWS_PER_SYMBOL - base :], out=lower)
+
+    def result(self) -> tuple[Bytes, Bytes]:
+        """(P, Q), each (stripes, slot_bytes) u8."""
+        turned = np.empty_like(self._q)
+        planes = as_planes(turned, self._row_bytes)
+        for base in range(ROWS_PER_SYMBOL):
+            chosen = (-(self._positions - 1) % ROWS_PER_SYMBOL == base).nonzero()[0]
+            planes[chosen] = np.roll(self._q_planes[chosen], -base, axis=2)
+        return self._p, turned
+
+
+def to_symbols(slots: Bytes, row_bytes: int) -> Bytes:
+    """Bit-sliced slots (n, bytes) u8 -> one byte per symbol (n, bytes) u8, in the order of symbol group, then bit column."""
+    count, size = slots.shape
+    planes = slots.reshape(count, -1, ROWS_PER_SYMBOL, row_bytes)
+    bits = np.unpackbits(planes, axis=-1, bitorder="little")
+    return np.packbits(bits, axis=2, bitorder="little").reshape(count, size)
+
+
+def from_symbols(symbols: Bytes, row_bytes: int) -> Bytes:
+    """Undo :func:`to_symbols`."""
+    count, size = symbols.shape
+    columns = symbols.reshape(count, -1, 1, 8 * row_bytes)
+    bits = np.unpackbits(columns, axis=2, bitorder="little")
+    return np.packbits(bits, axis=-1, bitorder="little").reshape(count, size)
+
+
+def symbol_mask(masks: Bytes, row_bytes: int) -> npt.NDArray[np.bool_]:
+    """Bit masks over slots (n, bytes) u8 -> (n, bytes) bool per symbol: whether any of its eight bits is marked."""
+    count, size = masks.shape
+    columns = np.bitwise_or.reduce(masks.reshape(count, -1, ROWS_PER_SYMBOL, row_bytes), axis=2)
+    return np.unpackbits(columns, axis=-1, bitorder="little").reshape(count, size).astype(np.bool_)

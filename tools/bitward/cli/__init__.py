@@ -1,0 +1,35 @@
+"""The command line. ``main`` is the entry point; each command lives in a file of its own and loads when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from bitward.cli.group import bitward
+
+        code = bitward.main(args=words, prog_name="bitward", standalone_mode=False)
+        exit_code = code if isinstance(code, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        from bitward.cli.failure import tell
+
+        exit_code = tell(error, as_json="--json" in words)
+    return _flushed(exit_code)
+
+
+def _flushed(exit_code: int) -> int:
+    """Flush both streams here, where a reader that went away can be borne; at exit Python would complain aloud."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            except (OSError, ValueError):
+                pass  # not a real stream: nothing is left to flush at exit
+    return exit_code

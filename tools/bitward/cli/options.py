@@ -1,0 +1,46 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from bitward.cli.view import View
+
+Command = Callable[..., int]
+
+JOBS_LIMIT = 256
+"""More threads than any machine profits from; a slip of the finger must not start thousands."""
+
+
+def with_view(command: Command) -> Command:
+    """Add ``--json``, ``--jobs``, ``--quiet`` and ``--no-progress``. The command gets ``view`` and ``jobs``."""
+
+    @wraps(command)
+    def call(*args: Any, as_json: bool, quiet: bool, no_progress: bool, **rest: Any) -> int:
+        return command(*args, view=View(as_json=as_json, quiet=quiet, progress_wanted=not no_progress), **rest)
+
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+        click.option("--jobs", type=click.IntRange(1, JOBS_LIMIT), metavar="N", help="Threads that read and compute."),
+        click.option("--quiet", is_flag=True, help="Print no text: the exit code says it all."),
+        click.option("--no-progress", is_flag=True, help="No progress bars, not even on a terminal."),
+    )
+    decorated: Command = call
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+def paths_argument(command: Command) -> Command:
+    """``PATH…``: files or directories. Whether they are there is the engine's to say: a missing one is no usage error."""
+    return click.argument("paths", nargs=-1, required=True, metavar="PATH...")(command)
+
+
+def sidecar_dir_option(command: Command) -> Command:
+    """``--sidecar-dir``: where the sidecars are if they are not beside their files."""
+    text = "The directory of the sidecars, if they are not beside their files."
+    return click.option("--sidecar-dir", metavar="DIR", help=text)(command)

@@ -1,0 +1,26 @@
+"""``bitward verify``: find damage and name it."""
+
+from __future__ import annotations
+
+import click
+
+from bitward.cli.options import paths_argument, sidecar_dir_option, with_view
+from bitward.cli.view import View
+
+
+@click.command("verify", short_help="Find flipped bits and name them.")
+@paths_argument
+@click.option("--tensor", metavar="GLOB", help="Only the tensors whose name matches.")
+@click.option("--sidecar-only", is_flag=True, help="Check the sidecar itself; do not read the file.")
+@sidecar_dir_option
+@with_view
+def command(
+    paths: tuple[str, ...], tensor: str | None, sidecar_only: bool, sidecar_dir: str | None, jobs: int | None, view: View
+) -> int:
+    """Compare each PATH with its sidecar and name every bit that differs: tensor, element, bit, value."""
+    from bitward.api import verify
+    from bitward.report.verify_text import verify_lines
+
+    with view.progress() as sink:
+        report = verify(*paths, tensor=tensor, sidecar_only=sidecar_only, sidecar_dir=sidecar_dir, jobs=jobs, progress=sink)
+    return view.finish(report, verify_lines)

@@ -1,0 +1,79 @@
+"""The lines that the reports of verify and repair share: verdicts, the sidecar's state, a directory's unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bitward.report.names import argument, printable, printable_text
+from bitward.report.numbers import count, rate, seconds, size
+from bitward.report.style import Style
+from bitward_agent.findings import SidecarReport, SidecarState, UnitReport, Verdict
+
+_UNIT_NAMES_SHOWN = 10
+
+
+def verdict_words(verdict: Verdict, repairable: bool, style: Style) -> str:
+    """A verdict as a person would say it."""
+    match verdict:
+        case Verdict.INTACT:
+            return style.good("intact")
+        case Verdict.CHANGED:
+            return style.warn("changed since it was protected")
+        case Verdict.UNVERIFIABLE:
+            return style.warn("cannot tell")
+        case Verdict.DAMAGED:
+            return style.bad("damaged, repairable" if repairable else "damaged, not repairable with what is at hand")
+
+
+def pace(byte_count: int, duration: float) -> str:
+    """``90.9 MB in 0.02 s (4.5 GB/s)``."""
+    speed = rate(byte_count, duration)
+    return f"{size(byte_count)} in {seconds(duration)}" + (f" ({speed})" if speed else "")
+
+
+def head_line(path: str, words: str, byte_count: int, duration: float | None, style: Style) -> str:
+    """A file's first line. ``duration`` is None where several files share one clock."""
+    measure = size(byte_count) if duration is None else pace(byte_count, duration)
+    return f"{style.strong(printable(path))}: {words}  {measure}"
+
+
+def sidecar_lines(sidecar: SidecarReport, style: Style) -> Iterator[str]:
+    """What there is to say of a sidecar that is not intact."""
+    pages = f" ({count(sidecar.lost_pages, 'page')} failed their check)" if sidecar.lost_pages else ""
+    path = printable(sidecar.path)
+    match sidecar.state:
+        case SidecarState.HEALED:
+            yield f"sidecar {path}: {style.warn('damaged, still usable')}{pages}"
+        case SidecarState.DAMAGED:
+            yield f"sidecar {path}: {style.bad('damaged')}{pages}"
+        case _:
+            pass
+    if sidecar.message:
+        yield f"sidecar: {printable_text(sidecar.message)}"
+
+
+def _named(names: Iterable[str], words: str, style: Style) -> Iterator[str]:
+    listed = list(names)
+    for name in listed[:_UNIT_NAMES_SHOWN]:
+        yield f"  {printable(name)}: {words}"
+    if len(listed) > _UNIT_NAMES_SHOWN:
+        yield style.dim(f"  … and {len(listed) - _UNIT_NAMES_SHOWN:,} more (use --json)")
+
+
+def unit_lines(units: tuple[UnitReport, ...], style: Style) -> Iterator[str]:
+    """Lines for directories about which there is something to say."""
+    for unit in units:
+        if not (unit.missing or unit.unprotected or unit.skipped or unit.message or unit.state is not SidecarState.INTACT):
+            continue
+        words = {
+            SidecarState.INTACT: "",
+            SidecarState.HEALED: style.warn(" index damaged, still usable"),
+            SidecarState.DAMAGED: style.bad(" index damaged"),
+            SidecarState.MISSING: style.warn(" no index"),
+        }[unit.state]
+        yield f"{style.strong(printable(unit.path))}:{words or ' as a unit'}"
+        if unit.message:
+            yield f"  {printable_text(unit.message)}"
+        yield from _named(unit.missing, style.bad("missing"), style)
+        yield from _named(unit.unprotected, style.warn(f"not protected; 'bitward protect {argument(unit.path)}' adds it"), style)
+        yield from _named(unit.skipped, "left out (not a regular file of this directory)", style)

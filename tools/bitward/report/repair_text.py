@@ -1,0 +1,89 @@
+"""The report of ``bitward repair`` for people: what was written, from where, and how the file stands now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from bitward.report.damage_text import LINE_LIMIT, LineBudget, damage_lines, memory_note
+from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.names import argument, printable_tensor, printable_text
+from bitward.report.numbers import count, exact_size
+from bitward.report.style import Style
+from bitward_agent.findings import FileRepair, RepairReport, SidecarState, Verdict, Write
+
+
+def repair_lines(report: RepairReport, style: Style) -> Iterator[str]:
+    """For each file what was written (or would be) and its state at the end; then directories and the sum."""
+    alone = len(report.files) == 1
+    budget = LineBudget()
+    for file in report.files:
+        yield head_line(file.path, _state_words(file, style), file.bytes, report.seconds if alone else None, style)
+        yield from (f"  {line}" for line in _file_lines(file, budget, style))
+    yield from unit_lines(report.units, style)
+    if not alone:
+        done = "would be repaired" if any(file.dry_run for file in report.files) else "repaired"
+        total = f"{count(report.repaired, 'block')} {done}, {report.remaining:,} remaining"
+        yield f"{count(len(report.files), 'file')}: {total}  {pace(report.bytes, report.seconds)}"
+
+
+def _state_words(file: FileRepair, style: Style) -> str:
+    if file.verdict is Verdict.INTACT:
+        if file.dry_run and file.repaired:
+            return style.good("would be intact again")
+        if file.repaired:
+            return style.good("intact again")
+        return style.good("intact, nothing to repair")
+    if file.verdict is Verdict.DAMAGED:
+        if file.dry_run and not file.remaining:
+            return style.good("damaged, would be intact again")
+        return style.bad("would still be damaged" if file.dry_run else "still damaged")
+    return verdict_words(file.verdict, False, style)
+
+
+def _write_line(write: Write, dry_run: bool, style: Style) -> str:
+    verb = "would write" if dry_run else "wrote"
+    name = "" if write.tensor is None else f"{printable_tensor(write.tensor)} block {write.block:,}, "
+    place = f"{name}bytes {write.offset:,} to {write.offset + write.length - 1:,}"
+    bits = f", {count(write.flip_count, 'bit')} put right" if write.flip_count and not dry_run else ""
+    bits = f", {count(write.flip_count, 'bit')} to put right" if write.flip_count and dry_run else bits
+    doubt = "" if write.vouched else style.warn("  best effort: parity says so, no digest does")
+    return f"{verb} {exact_size(write.length)} from {printable_text(write.source)}: {place}{bits}{doubt}"
+
+
+def _write_summary(file: FileRepair) -> str:
+    sources = Counter(write.source for write in file.writes)
+    parts = ", ".join(f"{number:,} from {printable_text(source)}" for source, number in sorted(sources.items()))
+    verb = "would be repaired" if file.dry_run else "repaired"
+    return f"{count(file.repaired, 'block')} {verb}" + (f" ({parts})" if parts else "") + f", {file.remaining:,} remaining"
+
+
+def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[str]:
+    if file.message:
+        yield printable_text(file.message)
+    for shown, write in enumerate(file.writes):
+        if shown == LINE_LIMIT or not budget.take():
+            yield style.dim(f"… and {len(file.writes) - shown:,} more (use --json)")
+            break
+        yield _write_line(write, file.dry_run, style)
+    if file.repaired or file.remaining:
+        yield _write_summary(file)
+    lost = tuple(one for one in file.damage if not (file.dry_run and one.repairable))
+    yield from damage_lines(lost, LineBudget(), style)
+    note = memory_note(file.damage)
+    if note:
+        yield style.warn(note)
+    yield from sidecar_lines(file.sidecar, style)
+    yield from _what_next(file, style)
+
+
+def _what_next(file: FileRepair, style: Style) -> Iterator[str]:
+    path = argument(file.path)
+    if file.dry_run and file.repaired:
+        yield f"nothing was written; without --dry-run 'bitward repair {path}' does it"
+    if file.remaining:
+        yield style.strong(f"'bitward repair {path} --from GOOD_COPY' takes the rest from another copy of the file")
+    elif file.verdict is Verdict.CHANGED:
+        yield f"not touched: if the change was meant, 'bitward protect {path}' protects what is there now"
+    elif file.verdict is Verdict.UNVERIFIABLE and file.sidecar.state is SidecarState.MISSING:
+        yield "no sidecar: nothing says what these bytes should be"

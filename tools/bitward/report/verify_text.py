@@ -1,0 +1,72 @@
+"""The report of ``bitward verify`` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitward.report.damage_text import LineBudget, damage_lines, memory_note, summary
+from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.names import argument, printable_text
+from bitward.report.numbers import count
+from bitward.report.style import Style
+from bitward_agent.findings import ExitCode, FileVerification, SidecarState, Verdict, VerifyReport
+
+
+def verify_lines(report: VerifyReport, style: Style) -> Iterator[str]:
+    """First the verdict on each file with what is wrong with it, then directories, then the sum."""
+    alone = len(report.files) == 1
+    budget = LineBudget()
+    for file in report.files:
+        repairable = file.exit_code == ExitCode.REPAIRABLE
+        words = verdict_words(file.verdict, repairable, style)
+        yield head_line(file.path, words, file.bytes, report.seconds if alone else None, style)
+        yield from (f"  {line}" for line in _file_lines(file, budget, style))
+    yield from unit_lines(report.units, style)
+    if not alone:
+        tally = _tally(report)
+        yield f"{count(len(report.files), 'file')}: {tally or 'nothing to verify'}  {pace(report.bytes, report.seconds)}"
+
+
+def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Iterator[str]:
+    if file.message:
+        yield printable_text(file.message)
+    if file.sidecar.state is not SidecarState.MISSING or file.sidecar.message != file.message:
+        yield from sidecar_lines(file.sidecar, style)
+    if file.damage or file.damaged_blocks:
+        unlisted = max(0, file.damaged_blocks - len(file.damage))
+        yield from damage_lines(file.damage, budget, style, unlisted=unlisted)
+        yield summary(file.damage, file.damaged_blocks)
+    note = memory_note(file.damage)
+    if note:
+        yield style.warn(note)
+    if file.modified and file.verdict is Verdict.DAMAGED:
+        yield "size or time of the file changed as well; what differs is little enough to be damage and not a new version"
+    yield from _what_next(file, style)
+
+
+def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
+    path = argument(file.path)
+    match file.verdict:
+        case Verdict.DAMAGED if file.exit_code == ExitCode.REPAIRABLE:
+            yield style.strong(f"'bitward repair {path}' puts it back")
+        case Verdict.DAMAGED:
+            yield style.strong(f"'bitward repair {path} --from GOOD_COPY' puts it back from another copy of the file")
+        case Verdict.CHANGED:
+            yield f"if that was meant, 'bitward protect {path}' protects what is there now"
+        case Verdict.UNVERIFIABLE if file.sidecar.state is SidecarState.MISSING:
+            yield f"no sidecar: run 'bitward protect {path}' to make one"
+        case Verdict.INTACT if file.sidecar.state is not SidecarState.INTACT:
+            yield f"the file is right; 'bitward repair {path}' puts its sidecar back"
+        case _:
+            pass
+
+
+def _tally(report: VerifyReport) -> str:
+    names = {
+        Verdict.INTACT: "intact",
+        Verdict.DAMAGED: "damaged",
+        Verdict.CHANGED: "changed",
+        Verdict.UNVERIFIABLE: "cannot tell",
+    }
+    counts = {verdict: sum(file.verdict is verdict for file in report.files) for verdict in names}
+    return ", ".join(f"{number:,} {names[verdict]}" for verdict, number in counts.items() if number)
