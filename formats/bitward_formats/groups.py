@@ -39,8 +39,8 @@ class LaneGroup:
 LaneGroups = tuple[LaneGroup, ...]
 
 PRESETS: dict[str, LaneGroups] = {
-    "lean": (LaneGroup(Selector.CRITICAL, 11, 128), LaneGroup(Selector.OTHER, 12, 0)),
-    "standard": (LaneGroup(Selector.ALL, 11, 64),),
+    "lean": (LaneGroup(Selector.CRITICAL, 11, 160), LaneGroup(Selector.OTHER, 12, 0)),
+    "standard": (LaneGroup(Selector.ALL, 11, 68),),
     "strong": (LaneGroup(Selector.CRITICAL, 8, 32), LaneGroup(Selector.OTHER, 11, 32)),
 }
 

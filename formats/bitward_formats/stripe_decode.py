@@ -18,13 +18,15 @@ from bitward_formats.blocks import Block
 from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
 from bitward_formats.groups import LaneGroups
 from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, single_flips, syndromes
-from bitward_formats.stripes import from_symbols, symbol_mask
+from bitward_formats.stripes import from_symbols, symbol_mask, to_symbols
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 LeafCheck = Callable[[Block, Bytes], bool]
 
 ROUNDS_LIMIT = 16
+_BURST_VOTES_LEAST = 8
+_NOISE_SHARE = 0.9
 _TRIES_LIMIT = 1 << 14
 """Most candidates of even lanes that are tried against a leaf: about 0.1 s."""
 
@@ -202,38 +204,60 @@ class StripeDecoder:
         return solved
 
     def _locate_single_errors(self) -> None:
-        """Symbols with one wrong bit in the stripe: Q/P names the slot. Two wrong bits do not pass for one: P would have weight 0 or 2."""
-        syndrome = self.syndrome
-        usable = syndrome.p_known & syndrome.q_known & (syndrome.q != 0)
-        symbols = (usable & (np.bitwise_count(syndrome.p) == 1)).nonzero()[0]
-        ratio = (gf256.LOGARITHM[syndrome.q[symbols]] - gf256.LOGARITHM[syndrome.p[symbols]]) % gf256.ORDER
+        """Symbols that are wrong in one slot: Q/P names the slot.
+
+        Two wrong slots can look like one, at a random position. So only two kinds are believed: one wrong bit (two wrong bits give a P of
+        weight 0 or 2), and a symbol group most of whose wrong symbols name the same slot, as a burst's do.
+        """
+        syndrome, code = self.syndrome, self.syndrome.code
+        symbols = (syndrome.p_known & syndrome.q_known & (syndrome.p != 0) & (syndrome.q != 0)).nonzero()[0]
+        if not symbols.size:
+            return
+        values = syndrome.p[symbols]
+        ratio = (gf256.LOGARITHM[syndrome.q[symbols]].astype(np.intp) - gf256.LOGARITHM[values]) % gf256.ORDER
         position = syndrome.slot_count - 1 - ratio
-        plane = np.log2(syndrome.p[symbols]).astype(np.intp)
-        group, column = np.divmod(symbols, syndrome.code.symbol_bytes)
-        byte = (group * ROWS_PER_SYMBOL + plane) * syndrome.code.row_bytes + column // 8
-        for patient in self.open_patients():
-            mine = (position == patient.position) & (byte >= patient.at) & (byte < patient.at + patient.block.length)
-            chosen = byte[mine] - patient.at
-            self._turn(patient, Flips(np.zeros(chosen.size, np.intp), chosen, column[mine] % 8))
+        group = symbols // code.symbol_bytes
+        votes = np.zeros((self.symbol_count // code.symbol_bytes, gf256.ORDER), np.int64)
+        inside = position >= 0
+        np.add.at(votes, (group[inside], position[inside]), 1)
+        wrong = np.bincount(group, minlength=votes.shape[0])
+        majority = (votes >= _BURST_VOTES_LEAST) & (2 * votes > wrong[:, None])
+        believed = inside & ((np.bitwise_count(values) == 1) | majority[group, position])
+        for slot in self._positions():
+            mine = symbols[believed & (position == slot)]
+            change = np.zeros(self.symbol_count, np.uint8)
+            change[mine] = syndrome.p[mine]
+            self._turn_symbols(slot, change & self._open_planes(slot))
         self._check()
+
+    def _open_planes(self, position: int) -> Bytes:
+        """For each symbol the bits that lie in an open block of the slot at ``position``."""
+        mask = np.zeros((1, self.symbol_count), np.uint8)
+        for patient in self.open_patients():
+            if patient.position == position:
+                mask[0, patient.place] = 0xFF
+        return to_symbols(mask, self.syndrome.code.row_bytes)[0]
+
+    def _turn_symbols(self, position: int, values: Bytes) -> None:
+        """Change a slot's open blocks by ``values``, one byte per symbol."""
+        if not values.any():
+            return
+        change = from_symbols(values[None], self.syndrome.code.row_bytes)[0]
+        self.syndrome.turn_symbols(position, values)
+        for patient in self.open_patients():
+            if patient.position == position:
+                patient.data ^= change[patient.place]
 
     def _erase(self, lost: Bools) -> bool:
         """Solve for lost symbols, one or two of a stripe; returns whether that solved a block."""
         positions = self._positions()
         count = lost.sum(axis=0)
-        for values, row in self._solve(lost, count, positions):
-            if not values.any():
-                continue
-            position = positions[row]
-            change = from_symbols(values[None], self.syndrome.code.row_bytes)[0]
-            self.syndrome.turn_symbols(position, values)
-            for patient in self.patients:
-                if patient.position == position and not patient.solved:
-                    patient.data ^= change[patient.place]
+        for row, values in enumerate(self._solve(lost, count, positions)):
+            self._turn_symbols(positions[row], values & self._open_planes(positions[row]))
         return self._check()
 
-    def _solve(self, lost: Bools, count: npt.NDArray[np.int64], positions: list[int]) -> list[tuple[Bytes, int]]:
-        """Changes (symbols,) for each slot row, from syndromes as they are now."""
+    def _solve(self, lost: Bools, count: npt.NDArray[np.int64], positions: list[int]) -> Bytes:
+        """Changes (slots, symbols) that explain the syndromes as they are now."""
         syndrome, width = self.syndrome, lost.shape[1]
         weights = np.array([syndrome.exponent(position) for position in positions], np.int16)
         changes = np.zeros((len(positions), width), np.uint8)
@@ -254,14 +278,29 @@ class StripeDecoder:
         at_first = gf256.divide(numerator, divisor)
         changes[first, symbols] = at_first
         changes[second, symbols] = at_first ^ p
-        return [(changes[row], row) for row in range(len(positions))]
+        return changes
 
     def _try_even_lanes(self) -> None:
         """Two flips in one lane of one cell leave few candidates; the leaf says which it was."""
-        for batch in _batches(self.open_patients()):
-            found = _batch_syndromes(batch, self.groups)
-            for index, patient in enumerate(batch):
-                try_even_lanes(patient, found, index, self.is_leaf)
+        decode_inner_alone(self.patients, self.groups, self.is_leaf)
+
+
+def is_hopeless(patients: Sequence[Patient], groups: LaneGroups) -> bool:
+    """Whether three or more full blocks of the stripe hold nothing but noise: then no symbol can be solved for."""
+    noise = set()
+    for batch in _batches([patient for patient in patients if not patient.solved]):
+        found = _batch_syndromes(batch, groups)
+        share = np.mean([group.bursts().mean(axis=1) for group in found if group.lanes.any()], axis=0)
+        noise |= {patient.position for patient, part in zip(batch, share, strict=True) if part > _NOISE_SHARE and patient.block.is_full}
+    return len(noise) > 2
+
+
+def decode_inner_alone(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> None:
+    """What can still be tried where there is no outer code: candidates of even lanes."""
+    for batch in _batches([patient for patient in patients if not patient.solved]):
+        found = _batch_syndromes(batch, groups)
+        for index, patient in enumerate(batch):
+            try_even_lanes(patient, found, index, is_leaf)
 
 
 def try_even_lanes(patient: Patient, found: list[GroupSyndrome], index: int, is_leaf: LeafCheck) -> None:
@@ -309,23 +348,27 @@ def _constant_rows(data: Bytes, run_bytes: int = 512) -> Bytes:
 
 
 def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
-    """What both codes agree on for a block whose leaf does not match: the file's bytes, but with corrections in lanes and symbols without
-    any syndrome left. For best-effort repair only."""
-    (batch,) = _batches([patient])
-    found = _batch_syndromes(batch, decoder.groups)
-    record_bytes = patient.block.span.kind.record_bytes
-    settled = ~_disorder_masks(found, record_bytes, patient.block.length)[0]
+    """What both codes agree on for a block whose leaf does not match, for best-effort repair only.
+
+    The file's own bytes, but with corrections in lanes and symbols that are left without any syndrome; a cell that was a burst
+    counts as one, so that none of its lanes is believed before all are.
+    """
+    groups, kind = decoder.groups, patient.block.span.kind
+    after = _batch_syndromes([patient], groups)
+    now, patient.data = patient.data, patient.raw
+    before = _batch_syndromes([patient], groups)
+    patient.data = now
+    unsettled = np.zeros(patient.block.length, np.uint8)
+    for raw, final in zip(before, after, strict=True):
+        wrong = final.nonzero[0] & final.lanes
+        wrong |= ((raw.bursts()[0] & wrong.any(axis=1))[:, None]) & final.lanes
+        if not final.known[0]:
+            wrong |= final.lanes
+        cells = np.packbits(wrong, axis=-1, bitorder="little")
+        unsettled |= np.repeat(cells, 1 << final.cell_log2, axis=0)[: final.record_count].reshape(-1)[: patient.block.length]
+    assert unsettled.size == patient.block.length // kind.record_bytes * kind.record_bytes
     syndrome = decoder.syndrome
-    wrong = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known)
-    columns = np.packbits(wrong.reshape(-1, syndrome.code.symbol_bytes), axis=-1, bitorder="little")
+    wrong_symbols = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known)
+    columns = np.packbits(wrong_symbols.reshape(-1, syndrome.code.symbol_bytes), axis=-1, bitorder="little")
     outer = np.repeat(columns, ROWS_PER_SYMBOL, axis=0).reshape(-1)[patient.place]
-    return np.asarray(patient.raw ^ ((patient.raw ^ patient.data) & settled & ~outer))
-
-
-def _disorder_masks(found: list[GroupSyndrome], record_bytes: int, length: int) -> Bytes:
-    blocks = found[0].total.shape[0]
-    masks = np.zeros((blocks, length), np.uint8)
-    for group in found:
-        cell_masks = np.packbits(group.nonzero & group.lanes, axis=-1, bitorder="little")
-        masks |= np.repeat(cell_masks, 1 << group.cell_log2, axis=1)[:, : group.record_count].reshape(blocks, length)
-    return masks
+    return np.asarray(patient.raw ^ ((patient.raw ^ patient.data) & ~unsettled & ~outer))

@@ -89,7 +89,7 @@ def mixed_layout() -> Layout:
             (Role.HEADER, 1000),
             tensor("BF16", 16, (330, 200), "embed.weight"),
             tensor("BF16", 16, (64,), "norm.weight"),
-            tensor("F32", 32, (5000,), "head.weight"),
+            tensor("F32", 32, (3000,), "head.weight"),
             tensor("F32", 32, (33,), "head.bias"),
             tensor("I64", 64, (), "step"),
             tensor("F8_E4M3", 8, (3, 100), "scales"),
@@ -110,7 +110,7 @@ def records_20_layout() -> Layout:
         "gguf",
         [
             (Role.HEADER, 96),
-            (Role.TENSOR, 6900 * 20, records, "X20", (6900, 32), "blk.0"),
+            (Role.TENSOR, 6600 * 20, records, "X20", (6600, 32), "blk.0"),
             (Role.TENSOR, 31 * 20, records, "X20", (31, 32), "blk.1"),
             (Role.GAP, 12),
             (Role.TENSOR, 20, records, "X20", (1, 32), "blk.2"),
@@ -124,6 +124,7 @@ def zones_layout() -> Layout:
 
 
 def opaque_layout(file_bytes: int) -> Layout:
+    """A file of which nothing is known."""
     return layout_of("opaque", [(Role.DATA, file_bytes)])
 
 
@@ -142,7 +143,7 @@ def all_cases() -> list[Case]:
         Case("mixed-strong", "mixed", mixed, "strong", PRESETS["strong"]),
         Case("mixed-blake3", "mixed", mixed, "standard", standard, leaf_hash=BLAKE3_LEAF, origin=1, trusted=True),
         Case("mixed-narrow", "mixed", mixed, "narrow", ((0, 9, 2),), origin=2),
-        Case("mixed-by-kind", "mixed", mixed, "", ((2, 7, 0), (1, 5, 2))),
+        Case("mixed-by-kind", "mixed", mixed, "", ((2, 8, 0), (1, 6, 2))),
         Case("records-20", "records-20", records_20_layout(), "lean", PRESETS["lean"]),
         Case("zones", "zones", zones_layout(), "zones", ((0, 11, 1),), stored=False),
     ]

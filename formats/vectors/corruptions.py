@@ -46,10 +46,12 @@ def apply_edits(file: bytes, sidecar: bytes, edits: Sequence[Edit]) -> tuple[byt
 
 
 def xor(target: str, offset: int, mask: int = 0x10) -> Edit:
+    """Flip the bits of ``mask`` in one byte."""
     return {"target": target, "offset": offset, "xor": mask}
 
 
 def zero(target: str, offset: int, zero_bytes: int) -> Edit:
+    """Zero a range, as lost sectors read."""
     return {"target": target, "offset": offset, "zero_bytes": zero_bytes}
 
 
@@ -64,6 +66,7 @@ def cut(target: str, offset: int) -> Edit:
 
 
 def lose(block: Block) -> Edit:
+    """Zero a whole block of the file."""
     return zero("file", block.offset, block.length)
 
 
@@ -75,14 +78,15 @@ def file_corruptions(ward: ReadSidecar) -> Iterator[Corruption]:
         return
     yield Corruption("file: last byte missing", (cut("file", file_bytes - 1),))
     yield Corruption("file: last 1,000 bytes missing", (cut("file", max(0, file_bytes - 1000)),))
-    yield Corruption("file: everything missing", (cut("file", 0),)) if len(ward.blocks) == 1 else Corruption(
-        "file: first byte", (xor("file", 0, 0x80),)
-    )
+    yield Corruption("file: first byte", (xor("file", 0, 0x80),))
+    if len(ward.blocks) == 1:
+        yield Corruption("file: everything missing", (cut("file", 0),))
     full = [block for block in ward.blocks if block.is_full]
     for block in full[:1]:
         yield Corruption("file: first byte of a full block", (xor("file", block.offset),))
         yield Corruption("file: last byte of a full block", (xor("file", block.end - 1),))
-        yield Corruption("file: a flip in the first byte and one in the last byte of a full block", (xor("file", block.offset), xor("file", block.end - 1, 0x01)))
+        edits = (xor("file", block.offset), xor("file", block.end - 1, 0x01))
+        yield Corruption("file: a flip in the first byte and one in the last byte of a full block", edits)
         yield Corruption("file: a lost full block", (lose(block),))
         if block.kind.record_bytes > 1:
             yield from _lane_corruptions(block)
@@ -108,9 +112,7 @@ def _lane_corruptions(block: Block) -> Iterator[Corruption]:
 
 def fullest_stripe(ward: ReadSidecar) -> list[Slot]:
     """The stripe with most slots."""
-    stripes = [
-        stripe for one in ward.classes if one.has_parity for zone in zones_of(one) for stripe in stripes_of(zone, one.stripe_slots)
-    ]
+    stripes = [stripe for one in ward.classes if one.has_parity for zone in zones_of(one) for stripe in stripes_of(zone, one.stripe_slots)]
     return max(stripes, key=len, default=[])
 
 

@@ -106,6 +106,7 @@ def outcome(file: bytes, sidecar: bytes, corruption: corruptions.Corruption) -> 
 
 
 def describe_refusals(sidecar: bytes) -> list[dict[str, Any]]:
+    """Damage after which the sidecar must not be used."""
     return [
         {"what": corruption.what, "edits": list(corruption.edits), "error": error}
         for corruption, error in corruptions.superblock_refusals(sidecar)
@@ -213,6 +214,7 @@ def _dump(value: Any, indent: str) -> str:
 
 
 def main() -> int:
+    """Write or check; the exit status is 1 if a check fails."""
     parser = argparse.ArgumentParser(description="Write the test vectors of the sidecar format.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file on disk differs")
     check = parser.parse_args().check
@@ -224,7 +226,7 @@ def main() -> int:
         elif not path.exists() or path.read_bytes() != data:
             differing.append(name)
     if differing:
-        print(f"differ from what the twin writes: {', '.join(differing)}", file=sys.stderr)
+        sys.stderr.write(f"differ from what the twin writes: {', '.join(differing)}\n")
     return 1 if differing else 0
 
 

@@ -25,7 +25,9 @@ def main(dist: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
         subprocess.run([*pip, "install", "--quiet", str(wheel)], check=True, env=environment)
         smoke = Path(shutil.copy(SMOKE, scratch))
-        subprocess.run([python, "-I", str(smoke)], check=True, cwd=scratch, env=environment)
+        smoked = subprocess.run([python, "-I", str(smoke)], check=False, cwd=scratch, env=environment)
+    if smoked.returncode:
+        raise SystemExit("the installed wheel failed its smoke test")
 
 
 if __name__ == "__main__":

@@ -175,9 +175,7 @@ def _run(fault: Fault, patient: _Patient, seed: int, sink: ProgressSink | None) 
     same = sha256_of(patient.file) == patient.sha256
     again = verify(patient.unit, jobs=patient.jobs, progress=sink)
     after = _about(again, patient.file)
-    repaired = (
-        same and again.exit_code == ExitCode.OK and after.verdict is Verdict.INTACT and after.sidecar.state is SidecarState.INTACT
-    )
+    repaired = same and again.exit_code == ExitCode.OK and after.verdict is Verdict.INTACT and after.sidecar.state is SidecarState.INTACT
     if not repaired:
         patient.reset()
     found = (file.verdict is Verdict.DAMAGED or not fault.hurts_file) and (

@@ -56,7 +56,8 @@ def files_of(original: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(original, followlinks=False):
         folders.sort()
-        found += [Path(folder, name).relative_to(original) for name in sorted(names) if not is_sidecar(name) and _regular(Path(folder, name))]
+        paths = [Path(folder, name) for name in sorted(names) if not is_sidecar(name)]
+        found += [path.relative_to(original) for path in paths if _regular(path)]
     if not found:
         raise OSError(errno.ENOENT, "no regular file in this directory", str(original))
     return found

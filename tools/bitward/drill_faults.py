@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitward.inject import InjectReport
-from bitward.inject_places import ElementLanes, LaneChoice, element_shape
+from bitward.inject_places import ElementLanes, LaneChoice, one_bit
 from bitward_agent.findings import Damage, Flip
-from bitward_formats.spans import Layout, Role, Span
+from bitward_formats.spans import Layout, Span
 
 _BURST_BYTES = 36
 """The burst in a published shard of OPT-175B (metaseq issue 122)."""
@@ -49,10 +49,7 @@ class Fault:
 def top_exponent_bit(span: Span) -> ElementLanes:
     """The bit whose flip turns a weight into a number beyond all others; the one that attackers and GPUHammer go for."""
     bit = _TOP_EXPONENT_BIT.get(span.dtype)
-    if span.role is not Role.TENSOR or bit is None:
-        return ()
-    count, bits = element_shape(span)
-    return tuple((element * bits + bit,) for element in range(count))
+    return () if bit is None else one_bit(bit)(span)
 
 
 def faults_for(layout: Layout) -> list[Fault]:

@@ -129,7 +129,7 @@ def inject(
         runs = _runs(layout, choice, rate, [burst_at, zero_at])
         chosen = draw_flips(runs, flips, rng) if rate is None else draw_rate(runs, rate, rng)
         if flips or rate is not None:
-            _require_places(runs, file_bytes, choice)
+            _require_places(runs, layout)
         first = next(iter(chosen), None)  # drawing checks what was asked for: before the first write
         burst = _overwrite(fd, burst_at, rng) if burst_bytes else None
         zero = _overwrite(fd, zero_at, None) if zero_bytes else None
@@ -137,19 +137,21 @@ def inject(
         count = _flip_all(fd, _listing(_chain(first, chosen), Names(layout), listed))
         os.fsync(fd)
     described = lanes if isinstance(lanes, str) else "chosen"
-    return InjectReport(SCHEMA, given, target, os.path.islink(given), file_bytes, seed, described, count, tuple(listed), burst, zero, keep_mtime)
+    return InjectReport(
+        SCHEMA, given, target, os.path.islink(given), file_bytes, seed, described, count, tuple(listed), burst, zero, keep_mtime
+    )  # fmt: skip
 
 
 @contextmanager
 def _opened(target: str, keep_mtime: bool) -> Iterator[tuple[int, int]]:
     """The file, opened for reading and writing, and its size. Puts its times back at the end if that was asked for."""
     if not stat.S_ISREG(os.stat(target).st_mode):  # before opening: to open a pipe or a device can block or act
-        raise InjectRefusedError("not a regular file")
+        raise InjectRefusedError(f"{target} is not a regular file")
     fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
-            raise InjectRefusedError("not a regular file")
+            raise InjectRefusedError(f"{target} is not a regular file")
         yield fd, before.st_size
         if keep_mtime:
             os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -200,12 +202,13 @@ def _runs(layout: Layout, choice: LaneChoice | None, rate: float | None, taken: 
     return runs_of(layout, choice or every_lane, taken)
 
 
-def _require_places(runs: list[Run], file_bytes: int, choice: LaneChoice | None) -> None:
+def _require_places(runs: list[Run], layout: Layout) -> None:
     if runs:
         return
-    if choice is None and not file_bytes:
+    if not layout.file_bytes:
         raise InjectRefusedError("the file is empty")
-    raise InjectRefusedError("no tensor of this file has such bits; lanes 'all' takes any bit of the file")
+    note = f" ({layout.note})" if layout.note else ""
+    raise InjectRefusedError(f"no tensor of this file has such bits{note}; lanes 'all' takes any bit of the file")
 
 
 def _chain(first: tuple[int, int] | None, rest: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:

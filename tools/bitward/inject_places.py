@@ -54,27 +54,33 @@ def element_shape(span: Span) -> tuple[int, int]:
     return elements // records, record_bits * records // elements
 
 
-def _split(span: Span, wanted: Callable[[int, int], bool]) -> ElementLanes:
-    """Lanes by element, those for which ``wanted(lane of the record, bit of the element)``."""
+def _split(span: Span, mask: int) -> ElementLanes:
+    """The lanes of a record that ``mask`` has, by element. Nothing of a span that is no tensor."""
+    if span.role is not Role.TENSOR:
+        return ()
     count, bits = element_shape(span)
-    lanes = (tuple(e * bits + bit for bit in range(bits) if wanted(e * bits + bit, bit)) for e in range(count))
+    lanes = (tuple(lane for lane in range(e * bits, (e + 1) * bits) if mask >> lane & 1) for e in range(count))
     return tuple(one for one in lanes if one)
 
 
 def every_lane(span: Span) -> ElementLanes:
     """All bits of the tensors."""
-    return _split(span, lambda lane, bit: True) if span.role is Role.TENSOR else ()
+    return _split(span, -1)
 
 
 def critical_lanes(span: Span) -> ElementLanes:
     """The bits of the tensors whose flip changes a value by orders of magnitude."""
-    mask = int.from_bytes(span.kind.critical_mask, "little")
-    return _split(span, lambda lane, bit: bool(mask >> lane & 1)) if span.role is Role.TENSOR else ()
+    return _split(span, int.from_bytes(span.kind.critical_mask, "little"))
 
 
-def one_bit(wanted_bit: int) -> LaneChoice:
+def one_bit(bit: int) -> LaneChoice:
     """One bit of each element of the tensors that have so many bits; it counts from the least significant."""
-    return lambda span: _split(span, lambda lane, bit: bit == wanted_bit) if span.role is Role.TENSOR else ()
+
+    def choose(span: Span) -> ElementLanes:
+        count, bits = element_shape(span)
+        return _split(span, sum(1 << (e * bits + bit) for e in range(count))) if bit < bits else ()
+
+    return choose
 
 
 def runs_of(layout: Layout, choice: LaneChoice, taken: Sequence[range]) -> list[Run]:
@@ -83,7 +89,8 @@ def runs_of(layout: Layout, choice: LaneChoice, taken: Sequence[range]) -> list[
     for span in layout.spans:
         lanes = choice(span) if span.length else ()
         if lanes:
-            runs += [Run(start, (stop - start) // span.kind.record_bytes, span.kind.record_bytes, lanes) for start, stop in _free(span, taken)]
+            size = span.kind.record_bytes
+            runs += [Run(start, (stop - start) // size, size, lanes) for start, stop in _free(span, taken)]
     return runs
 
 

@@ -55,6 +55,7 @@ def scale(line: Line, factor: int) -> Line:
 
 
 def add(a: Line, b: Line) -> Line:
+    """The sum, which is also the difference, symbol by symbol."""
     return [x ^ y for x, y in zip(a, b, strict=True)]
 
 
@@ -66,9 +67,7 @@ def any_row(line: Line) -> int:
     return symbols
 
 
-def solve_line(
-    data: Sequence[Line], erased: Sequence[int], p: Line, q: Line, p_known: int, q_known: int
-) -> list[tuple[int, int, Line]]:
+def solve_line(data: Sequence[Line], erased: Sequence[int], p: Line, q: Line, p_known: int, q_known: int) -> list[tuple[int, int, Line]]:
     """Recover erased symbols of one line of a stripe.
 
     ``data`` has the line of each slot, zero where it is erased; ``erased`` the set of erased symbols of each slot, ``p_known`` and

@@ -23,8 +23,8 @@ class LaneGroup(NamedTuple):
 
 
 PRESETS: dict[str, tuple[LaneGroup, ...]] = {
-    "standard": (LaneGroup(ALL_LANES, 11, 64),),
-    "lean": (LaneGroup(CRITICAL_LANES, 11, 128), LaneGroup(OTHER_LANES, 12, 0)),
+    "standard": (LaneGroup(ALL_LANES, 11, 68),),
+    "lean": (LaneGroup(CRITICAL_LANES, 11, 160), LaneGroup(OTHER_LANES, 12, 0)),
     "strong": (LaneGroup(CRITICAL_LANES, 8, 32), LaneGroup(OTHER_LANES, 11, 32)),
 }
 

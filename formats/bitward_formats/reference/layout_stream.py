@@ -12,10 +12,7 @@ from bitward_formats.spans import OPAQUE_KIND, Layout, RecordKind, Role, Span
 
 @dataclass(frozen=True, slots=True)
 class StoredLayout:
-    """A layout with the kinds in the order of its stream, which decides the order of the classes.
-
-    ``kind_indexes`` has one entry per span. A stream by another writer may list kinds in any order, and some that no span uses.
-    """
+    """A layout with its kinds as the stream lists them, which decides the order of the classes; one kind index per span."""
 
     layout: Layout
     kinds: tuple[RecordKind, ...]
@@ -82,8 +79,6 @@ def check_layout(stored: StoredLayout) -> None:
         raise LayoutError(f"{len(stored.kinds)} record kinds; there must be 1 to {KIND_LIMIT}")
     if len(layout.spans) > SPAN_LIMIT:
         raise LayoutError(f"{len(layout.spans)} spans; there may be {SPAN_LIMIT}")
-    if len(set(stored.kinds)) != len(stored.kinds):
-        raise LayoutError("the same record kind is listed twice")
     for kind in stored.kinds:
         if not 1 <= kind.record_bytes <= RECORD_LIMIT_BYTES or len(kind.critical_mask) != kind.record_bytes:
             raise LayoutError(f"a record of {kind.record_bytes} bytes with a mask of {len(kind.critical_mask)}")
@@ -96,6 +91,8 @@ def check_layout(stored: StoredLayout) -> None:
         if span.role != Role.TENSOR and (span.kind != OPAQUE_KIND or span.dtype or span.dims or span.name):
             raise LayoutError(f"span {number} is opaque and yet has a record kind, dtype, shape or name")
         at = span.end
+    if stored != order_kinds(layout):
+        raise LayoutError("the record kinds are not listed once each in the order of their first use")
     if at != layout.file_bytes:
         raise LayoutError(f"the spans end at {at}, the file at {layout.file_bytes}")
 

@@ -57,7 +57,7 @@ CHECKED_BYTES = PAGE_BYTES - 8
 
 
 class Superblock(NamedTuple):
-    """The fields of a superblock that mean something; ``salt`` is made from all others when it is packed as None."""
+    """The fields of a superblock that mean something; ``salt`` is made from the others when it is packed as None."""
 
     kind: int
     leaf_hash: int
@@ -75,17 +75,17 @@ class Superblock(NamedTuple):
     salt: int | None = None
 
     def pack(self) -> bytes:
-        """The payload. With no salt given it is XXH3-64 of the payload with a zero in its place."""
+        """The payload. With no salt given it is XXH3-64 of the payload with zeros for salt and root."""
         groups = b"".join(struct.pack("<BBH", *group) for group in self.groups).ljust(4 * GROUP_LIMIT, b"\0")
         preset = self.preset.encode("ascii")
         if len(preset) > 16:
             raise SidecarLimitError(f"the preset's name {self.preset} is longer than 16 bytes")
         facts = (MAGIC, VERSION, self.kind, self.leaf_hash, 0, 0, self.origin, len(self.groups), b"", self.file_bytes, self.mtime_ns)
-        tail = (self.total_pages, self.layout_bytes, self.block_count, self.root, self.trusted_sha256, groups, preset, b"")
+        counts, tail = (self.total_pages, self.layout_bytes, self.block_count), (self.trusted_sha256, groups, preset, b"")
         salt = self.salt
         if salt is None:
-            salt = xxhash.xxh3_64_intdigest(SUPERBLOCK.pack(*facts, self.protected_ns, 0, *tail))
-        return SUPERBLOCK.pack(*facts, self.protected_ns, salt, *tail)
+            salt = xxhash.xxh3_64_intdigest(SUPERBLOCK.pack(*facts, self.protected_ns, 0, *counts, bytes(32), *tail))
+        return SUPERBLOCK.pack(*facts, self.protected_ns, salt, *counts, self.root, *tail)
 
 
 class UnitEntry(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         code = bitward.main(args=words, prog_name="bitward", standalone_mode=False)
         exit_code = code if isinstance(code, int) else 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last door: every error gets a message and an exit code
         from bitward.cli.failure import tell
 
         exit_code = tell(error, as_json="--json" in words)
@@ -28,8 +29,6 @@ def _flushed(exit_code: int) -> int:
         try:
             stream.flush()
         except (OSError, ValueError):
-            try:
+            with suppress(OSError, ValueError):  # not a real stream: nothing is left to flush at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            except (OSError, ValueError):
-                pass  # not a real stream: nothing is left to flush at exit
     return exit_code

@@ -14,9 +14,7 @@ from bitward.cli.view import View
 @click.option("--sidecar-only", is_flag=True, help="Check the sidecar itself; do not read the file.")
 @sidecar_dir_option
 @with_view
-def command(
-    paths: tuple[str, ...], tensor: str | None, sidecar_only: bool, sidecar_dir: str | None, jobs: int | None, view: View
-) -> int:
+def command(paths: tuple[str, ...], tensor: str | None, sidecar_only: bool, sidecar_dir: str | None, jobs: int | None, view: View) -> int:
     """Compare each PATH with its sidecar and name every bit that differs: tensor, element, bit, value."""
     from bitward.api import verify
     from bitward.report.verify_text import verify_lines

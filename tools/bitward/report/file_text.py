@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bitward.report.names import argument, printable, printable_text
+from bitward.report.names import command, printable, printable_text
 from bitward.report.numbers import count, rate, seconds, size
 from bitward.report.style import Style
 from bitward_agent.findings import SidecarReport, SidecarState, UnitReport, Verdict
@@ -75,5 +75,5 @@ def unit_lines(units: tuple[UnitReport, ...], style: Style) -> Iterator[str]:
         if unit.message:
             yield f"  {printable_text(unit.message)}"
         yield from _named(unit.missing, style.bad("missing"), style)
-        yield from _named(unit.unprotected, style.warn(f"not protected; 'bitward protect {argument(unit.path)}' adds it"), style)
+        yield from _named(unit.unprotected, style.warn(f"not protected; {command('protect', unit.path)} adds it"), style)
         yield from _named(unit.skipped, "left out (not a regular file of this directory)", style)

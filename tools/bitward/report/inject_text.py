@@ -26,7 +26,8 @@ def inject_lines(report: InjectReport, style: Style) -> Iterator[str]:
         parts.append(f"{exact_size(report.zero.length)} of zeros at byte {report.zero.offset:,}{unchanged}")
     if report.flip_count or not parts:
         parts.append(f"{count(report.flip_count, 'bit')} flipped")
-    yield f"{style.strong(printable(report.target if report.via_link else report.path))}: {style.bad(', '.join(parts))}  (seed {report.seed})"
+    name = printable(report.target if report.via_link else report.path)
+    yield f"{style.strong(name)}: {style.bad(', '.join(parts))}  (seed {report.seed})"
     if report.via_link:
         yield f"  {printable(report.path)} is a symbolic link to it"
     for flip in report.flips[:LINE_LIMIT]:

@@ -45,7 +45,8 @@ def printable_tensor(name: str) -> str:
     return printable(name, TENSOR_NAME_LIMIT)
 
 
-def argument(path: str) -> str:
-    """``path`` as one can paste it into a shell, or ``PATH`` if it holds characters that cannot be shown."""
-    quoted = shlex.quote(path)
-    return quoted if quoted.isprintable() else "PATH"
+def command(words: str, path: str, rest: str = "") -> str:
+    """A command on ``path`` that the reader can paste into a shell, in quotes; ``PATH`` stands for a path that cannot be shown."""
+    quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)
+    line = f"bitward {words} {quoted if quoted.isprintable() else 'PATH'}{rest}"
+    return f"`{line}`" if "'" in line else f"'{line}'"

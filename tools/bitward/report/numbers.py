@@ -32,7 +32,7 @@ def exact_size(byte_count: int) -> str:
     """A size that people know by its binary name: ``64 KiB``, ``36 bytes``; otherwise as ``size``."""
     if byte_count >= 1 << 20 and byte_count % (1 << 20) == 0:
         return f"{byte_count >> 20:,} MiB"
-    if byte_count >= 1 << 10 and byte_count % (1 << 10) == 0:
+    if 1 << 10 <= byte_count < 1 << 20 and byte_count % (1 << 10) == 0:
         return f"{byte_count >> 10:,} KiB"
     return size(byte_count) if byte_count >= 100_000 else count(byte_count, "byte")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from bitward.report.damage_text import LINE_LIMIT, LineBudget, damage_lines, memory_note
 from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
-from bitward.report.names import argument, printable_tensor, printable_text
+from bitward.report.names import command, printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size
 from bitward.report.style import Style
 from bitward_agent.findings import FileRepair, RepairReport, SidecarState, Verdict, Write
@@ -78,12 +78,11 @@ def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[
 
 
 def _what_next(file: FileRepair, style: Style) -> Iterator[str]:
-    path = argument(file.path)
     if file.dry_run and file.repaired:
-        yield f"nothing was written; without --dry-run 'bitward repair {path}' does it"
+        yield f"nothing was written; {command('repair', file.path)} does it"
     if file.remaining:
-        yield style.strong(f"'bitward repair {path} --from GOOD_COPY' takes the rest from another copy of the file")
+        yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} takes the rest from another copy of the file")
     elif file.verdict is Verdict.CHANGED:
-        yield f"not touched: if the change was meant, 'bitward protect {path}' protects what is there now"
+        yield f"not touched: if the change was meant, {command('protect', file.path, ' --force')} protects what is there now"
     elif file.verdict is Verdict.UNVERIFIABLE and file.sidecar.state is SidecarState.MISSING:
         yield "no sidecar: nothing says what these bytes should be"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bitward.report.damage_text import LineBudget, damage_lines, memory_note, summary
 from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
-from bitward.report.names import argument, printable_text
+from bitward.report.names import command, printable_text
 from bitward.report.numbers import count
 from bitward.report.style import Style
 from bitward_agent.findings import ExitCode, FileVerification, SidecarState, Verdict, VerifyReport
@@ -45,18 +45,17 @@ def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Ite
 
 
 def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
-    path = argument(file.path)
     match file.verdict:
         case Verdict.DAMAGED if file.exit_code == ExitCode.REPAIRABLE:
-            yield style.strong(f"'bitward repair {path}' puts it back")
+            yield style.strong(f"{command('repair', file.path)} puts it back")
         case Verdict.DAMAGED:
-            yield style.strong(f"'bitward repair {path} --from GOOD_COPY' puts it back from another copy of the file")
+            yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} puts it back from another copy of the file")
         case Verdict.CHANGED:
-            yield f"if that was meant, 'bitward protect {path}' protects what is there now"
+            yield f"if that was meant, {command('protect', file.path, ' --force')} protects what is there now"
         case Verdict.UNVERIFIABLE if file.sidecar.state is SidecarState.MISSING:
-            yield f"no sidecar: run 'bitward protect {path}' to make one"
+            yield f"no sidecar: run {command('protect', file.path)} to make one"
         case Verdict.INTACT if file.sidecar.state is not SidecarState.INTACT:
-            yield f"the file is right; 'bitward repair {path}' puts its sidecar back"
+            yield f"the file is right; {command('repair', file.path)} puts its sidecar back"
         case _:
             pass
 

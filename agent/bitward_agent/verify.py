@@ -1,0 +1,182 @@
+"""Verifying one file: open, scan, decode what is bad, and say it. Only reads."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitward_agent.errors import BitwardError, UnreadableError
+from bitward_agent.findings import FLIPS_LISTED_LIMIT, Damage, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
+from bitward_agent.io import DISK, Disk, FileState, OpenFile, journal_path
+from bitward_agent.scan import ScanResult, scan
+from bitward_formats.errors import FormatError, SidecarError
+from bitward_formats.sidecar import Sidecar, lost_pages, read_sidecar
+from bitward_formats.spans import Role, Span
+
+APPENDED_LIMIT_BYTES = 1 << 20
+"""A file that was modified and has more bytes than this at its end was rewritten, not damaged."""
+
+
+@dataclass(slots=True)
+class OpenPair:
+    """A file and its sidecar, both open, the sidecar's metadata checked. ``lost`` are the sidecar's bad pages."""
+
+    file: OpenFile
+    ward: OpenFile
+    sidecar: Sidecar
+    lost: tuple[int, ...]
+    state: FileState
+
+    def close(self) -> None:
+        self.file.close()
+        self.ward.close()
+
+    @property
+    def modified(self) -> bool:
+        """Whether size or modification time are not those of when the file was protected."""
+        block = self.sidecar.superblock
+        return (self.state.size, self.state.mtime_ns) != (block.file_bytes, block.mtime_ns)
+
+    @property
+    def excess_bytes(self) -> int:
+        return max(0, self.state.size - self.sidecar.superblock.file_bytes)
+
+    def sidecar_report(self) -> SidecarReport:
+        state = SidecarState.DAMAGED if self.lost else SidecarState.INTACT
+        message = f"{len(self.lost)} of {self.sidecar.plan.total_pages} pages are damaged" if self.lost else ""
+        return SidecarReport(self.ward.path, state, len(self.lost), message)
+
+
+def open_sidecar(path: str, disk: Disk = DISK) -> tuple[OpenFile, Sidecar, tuple[int, ...]]:
+    """Open and check a sidecar: (file, metadata, numbers of bad pages).
+
+    Raises:
+        UnreadableError, SidecarError.
+    """
+    ward = OpenFile(path, disk=disk)
+    try:
+        size = ward.state().size
+        sidecar = read_sidecar(ward.read, size)
+        lost = tuple(sorted(set(lost_pages(ward.read, sidecar)) | set(sidecar.lost_pages)))
+        if size != sidecar.plan.total_pages * 4096 and not lost:
+            lost = (sidecar.plan.total_pages,)
+    except BaseException:
+        ward.close()
+        raise
+    return ward, sidecar, lost
+
+
+def open_pair(path: str, sidecar_path: str, disk: Disk = DISK) -> OpenPair | FileVerification:
+    """Open a file with its sidecar, or say why that cannot be."""
+    try:
+        file = OpenFile(path, disk=disk)
+    except UnreadableError as error:
+        return unverifiable(path, 0, SidecarReport("", SidecarState.MISSING), str(error))
+    size = file.state().size
+    if not os.path.lexists(sidecar_path):
+        file.close()
+        missing = SidecarReport("", SidecarState.MISSING)
+        return unverifiable(path, size, missing, "no sidecar: 'bitward protect' makes one")
+    try:
+        ward, sidecar, lost = open_sidecar(sidecar_path, disk)
+    except (SidecarError, FormatError, BitwardError) as error:
+        file.close()
+        report = SidecarReport(sidecar_path, SidecarState.DAMAGED, 0, str(error))
+        return unverifiable(path, size, report, f"sidecar cannot be used: {error}")
+    return OpenPair(file, ward, sidecar, lost, file.state())
+
+
+def unverifiable(path: str, size: int, sidecar: SidecarReport, message: str) -> FileVerification:
+    """The verdict of a file about which nothing can be said."""
+    return FileVerification(path, Verdict.UNVERIFIABLE, size, "", "", False, sidecar, message=message)
+
+
+class FlipBudget:
+    """How many flips may still be listed in this report."""
+
+    def __init__(self, left: int = FLIPS_LISTED_LIMIT) -> None:
+        self.left = left
+
+    def take(self, wanted: int) -> int:
+        given = min(wanted, self.left)
+        self.left -= given
+        return given
+
+
+def tensor_filter(pattern: str | None) -> Callable[[Span], bool] | None:
+    """Which spans a ``--tensor`` pattern means."""
+    if pattern is None:
+        return None
+    return lambda span: span.role is Role.TENSOR and fnmatch.fnmatchcase(span.name, pattern)
+
+
+def verify_file(
+    path: str,
+    sidecar_path: str,
+    *,
+    tensor: str | None = None,
+    sidecar_only: bool = False,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+    budget: FlipBudget | None = None,
+    disk: Disk = DISK,
+) -> FileVerification:
+    """Verify one file against its sidecar.
+
+    Args:
+        tensor: glob over tensor names; only these are read, and the verdict is about them alone.
+        sidecar_only: check the sidecar's own pages and leave the file unread.
+    """
+    pair = open_pair(path, sidecar_path, disk)
+    if isinstance(pair, FileVerification):
+        return pair
+    try:
+        if sidecar_only:
+            return _sidecar_verdict(path, pair)
+        wanted = tensor_filter(tensor)
+        if wanted is not None and not any(wanted(span) for span in pair.sidecar.layout.spans):
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), f"no tensor matches {tensor!r}")
+        result = scan(pair.file, pair.sidecar, jobs=jobs, progress=progress, wanted=wanted)
+        if pair.file.state() != pair.state:
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), "the file changes while it is read: verify it when its writer is done")
+        return _verdict(path, pair, result, budget or FlipBudget(), whole=wanted is None)
+    except UnreadableError as error:
+        return unverifiable(path, pair.state.size, pair.sidecar_report(), str(error))
+    finally:
+        pair.close()
+
+
+def _sidecar_verdict(path: str, pair: OpenPair) -> FileVerification:
+    """Only the sidecar was looked at: damage to it is repairable as long as its metadata could be read."""
+    block = pair.sidecar.superblock
+    verdict = Verdict.DAMAGED if pair.lost else Verdict.INTACT
+    damage = (Damage(None, page, page * 4096, 4096, True, "reference", "unknown", 0) for page in pair.lost[:FLIPS_LISTED_LIMIT])
+    return FileVerification(
+        *(path, verdict, 0, block.root.hex(), block.origin_label, pair.modified, pair.sidecar_report()),
+        damage=tuple(damage),
+        damaged_blocks=0,
+        message="only the sidecar was checked",
+    )
+
+
+def _verdict(path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, *, whole: bool) -> FileVerification:
+    block = pair.sidecar.superblock
+    excess = pair.excess_bytes if whole else 0
+    notes = []
+    if os.path.lexists(journal_path(pair.ward.path)):
+        notes.append("an interrupted repair is pending: 'bitward repair' finishes it")
+    verdict, damage = Verdict.INTACT, ()
+    if result.bad_blocks or excess:
+        from bitward_agent.judge import judge  # loads NumPy: only where there is damage
+
+        judgement = judge(pair, result, excess, budget)
+        verdict, damage = judgement.verdict, judgement.damage
+        notes += judgement.notes
+    return FileVerification(
+        *(path, verdict, result.scanned_bytes, block.root.hex(), block.origin_label, pair.modified, pair.sidecar_report()),
+        damage=damage,
+        damaged_blocks=len(result.bad_blocks),
+        message="; ".join(notes),
+    )
