@@ -21,6 +21,10 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join([*ROOTS, *sys.path])} | more
 
 
+def _refuse(literal: str) -> None:
+    raise AssertionError(f"{literal} is not JSON")
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""
@@ -32,7 +36,7 @@ class Ended:
     @property
     def document(self) -> Any:
         """Standard output as the one JSON document that it must be."""
-        return json.loads(self.out, parse_constant=lambda literal: AssertionError(literal))
+        return json.loads(self.out, parse_constant=_refuse)
 
 
 def bitward(*arguments: str | os.PathLike[str], stdout: int | None = None, **more: str) -> Ended:

@@ -163,6 +163,17 @@ def test_a_full_disk_under_the_report_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(1000))
+    line = " ".join([*COMMAND, "inject", str(path), "--flips", "5", "--seed", "1", closed])
+    assert subprocess.run(line, shell=True, env=environment(), check=False).returncode == 0
+    data = path.read_bytes()
+    assert len(data) == 1000
+    assert int.from_bytes(data, "little").bit_count() == 5
+
+
 def on_a_terminal(*arguments: str | os.PathLike[str], **more: str) -> tuple[int, str]:
     """Run with standard output and standard error on a pseudo-terminal; returns the exit code and all that it showed."""
     leader, follower = pty.openpty()

@@ -11,6 +11,7 @@ from contextlib import suppress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_streams()
     try:
         from bitward.cli.group import bitward
 
@@ -21,6 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         exit_code = tell(error, as_json="--json" in words)
     return _flushed(exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Fill the standard descriptors if the caller closed them.
+
+    Else a model file could get descriptor 1 or 2 when it is opened for repair, and be written to by whatever prints.
+    """
+    if sys.stdout is not None and sys.stderr is not None:
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - likewise
 
 
 def _flushed(exit_code: int) -> int:

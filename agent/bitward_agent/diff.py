@@ -1,0 +1,129 @@
+"""Two checkpoints side by side, down to the bits. Tensors are matched by name, wherever they lie in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitward_agent.errors import UnreadableError
+from bitward_agent.findings import Flip, Progress, ProgressSink, TensorDifference
+from bitward_agent.flips import count_flips, list_flips
+from bitward_agent.io import OpenFile
+from bitward_agent.verify import FlipBudget
+from bitward_formats import records
+from bitward_formats.blocks import Block
+from bitward_formats.readers import layout_of
+from bitward_formats.spans import Layout, Role, Span
+
+Bytes = npt.NDArray[np.uint8]
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileDifference:
+    differences: tuple[TensorDifference, ...]
+    compared_bytes: int
+
+    @property
+    def is_identical(self) -> bool:
+        return not self.differences
+
+
+def _named(layout: Layout) -> dict[tuple[str, str], Span]:
+    """Spans by what they are called; opaque ones by their role and place."""
+    found: dict[tuple[str, str], Span] = {}
+    for span in layout.spans:
+        if span.role is Role.TENSOR:
+            found["tensor", span.name] = span
+        else:
+            found[span.role.name.lower(), str(span.offset)] = span
+    return found
+
+
+def diff_files(a: str, b: str, budget: FlipBudget, progress: ProgressSink | None = None) -> FileDifference:
+    """Compare two files.
+
+    Raises:
+        UnreadableError: one of them cannot be read, a bad sector included: what was not read was not compared.
+    """
+    with OpenFile(a) as file_a, OpenFile(b) as file_b:
+        layouts = [layout_of(file.read, file.state().size, file.path) for file in (file_a, file_b)]
+        spans_a, spans_b = (_named(layout) for layout in layouts)
+        differences: list[TensorDifference] = []
+        done = 0
+        for key, span in spans_a.items():
+            twin = spans_b.get(key)
+            if twin is None:
+                differences.append(_whole(span, "only-in-a"))
+                continue
+            done += span.length
+            difference = _compare(file_a, span, file_b, twin, budget)
+            if difference is not None:
+                differences.append(difference)
+            if progress:
+                progress(Progress("diff", a, done, layouts[0].file_bytes))
+        differences += [_whole(span, "only-in-b") for key, span in spans_b.items() if key not in spans_a]
+    return FileDifference(tuple(differences), done)
+
+
+def _whole(span: Span, kind: str) -> TensorDifference:
+    return TensorDifference(span.name if span.role is Role.TENSOR else None, kind, _elements(span), 0, None)
+
+
+def _elements(span: Span) -> int:
+    return 8 * span.length // records.element_bits(span.dtype)
+
+
+def _compare(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span, budget: FlipBudget) -> TensorDifference | None:
+    name = a.name if a.role is Role.TENSOR else None
+    if a.role is Role.TENSOR and a.dtype != b.dtype:
+        return TensorDifference(name, "dtype", _elements(a), 0, None)
+    if a.length != b.length or a.dims != b.dims:
+        return TensorDifference(name, "shape", max(_elements(a), _elements(b)), 0, None)
+    flips: list[Flip] = []
+    bits, elements = 0, 0
+    largest = 0.0
+    for at, left, right in _chunks(file_a, a, file_b, b):
+        if np.array_equal(left, right):
+            continue
+        count = count_flips(left, right)
+        bits += count
+        block = Block(0, 0, a.offset + at, left.size, a)
+        flips += list_flips(block, right, left, budget.take(count))
+        changed, change = _elements_changed(a, left, right)
+        elements += changed
+        largest = max(largest, change)
+    if not bits:
+        return None
+    return TensorDifference(name, "changed", elements, bits, largest if a.role is Role.TENSOR else None, tuple(flips))
+
+
+def _chunks(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span) -> Iterator[tuple[int, Bytes, Bytes]]:
+    step = _CHUNK_BYTES // a.kind.record_bytes * a.kind.record_bytes
+    left, right = np.empty(step, np.uint8), np.empty(step, np.uint8)
+    for at in range(0, a.length, step):
+        size = min(step, a.length - at)
+        for file, span, target in ((file_a, a, left), (file_b, b, right)):
+            lost = file.read_into(memoryview(target[:size]), span.offset + at)  # type: ignore[arg-type]  # arrays are buffers
+            if lost:
+                raise UnreadableError(f"{file.path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
+        yield at, left[:size], right[:size]
+
+
+def _elements_changed(span: Span, left: Bytes, right: Bytes) -> tuple[int, float]:
+    """How many elements of a chunk differ, and the largest finite change of a value."""
+    width = records.element_bits(span.dtype)
+    if width % 8:
+        changed = int(np.count_nonzero(np.bitwise_or.reduce((left ^ right).reshape(-1, span.kind.record_bytes), axis=1)))
+        return changed, 0.0
+    size = width // 8
+    rows = ((left ^ right).reshape(-1, size) != 0).any(axis=1).nonzero()[0]
+    largest = 0.0
+    for row in rows[:4096].tolist():
+        values = [records.decode_element(span.dtype, int.from_bytes(data[row * size : (row + 1) * size].tobytes(), "little")) for data in (left, right)]
+        if not any(isinstance(value, str) for value in values):
+            largest = max(largest, abs(float(values[1]) - float(values[0])))
+    return int(rows.size), largest

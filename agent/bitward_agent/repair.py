@@ -1,0 +1,312 @@
+"""Repairing one file in place: decide everything, then journal, write, sync, read back, verify, and only then forget the journal.
+
+In place, so that processes which map the file are healed too. Nothing is written that a digest does not vouch for, unless best effort is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bitward_agent.errors import BitwardError, BusyError, UnreadableError, WriteError
+from bitward_agent.findings import (
+    FLIPS_LISTED_LIMIT,
+    Damage,
+    ExitCode,
+    FileRepair,
+    FileVerification,
+    Progress,
+    ProgressSink,
+    SidecarReport,
+    SidecarState,
+    Verdict,
+    Write,
+)
+from bitward_agent.fixes import Decision, Fix, decisions
+from bitward_agent.heal import heal_sidecar
+from bitward_agent.io import DISK, Disk, OpenFile, drop_cache, journal_path
+from bitward_agent.journal import UndoEntry, append_log, drop_journal, log_path, read_journal, recover, undo, write_journal
+from bitward_agent.judge import DamageDescriber, is_rewrite
+from bitward_agent.locate import Locator
+from bitward_agent.medium import UncachedReader
+from bitward_agent.scan import ScanResult, scan
+from bitward_agent.sources import Source
+from bitward_agent.verify import FlipBudget, OpenPair, open_pair
+from bitward_formats.errors import FormatError
+from bitward_formats.spans import Role
+
+_BATCH_BYTES = 32 << 20
+"""Bytes of blocks that one journal covers; more damage is repaired in several rounds, so that memory stays bounded."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the decisions of a file add up to."""
+
+    fixes: list[Fix] = field(default_factory=list)
+    fixes_bytes: int = 0
+    overflow: bool = False
+    remaining: list[Damage] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    solved: int = 0
+    unsolved: int = 0
+
+    def add(self, decision: Decision, describe: DamageDescriber) -> None:
+        if decision.is_solved:
+            self.solved += 1
+        else:
+            self.unsolved += 1
+            self.remaining.append(describe(decision.outcome))
+        if decision.fix is None:
+            return
+        fix = decision.fix
+        self.writes.append(write_of(fix))
+        self.fixes_bytes += 2 * fix.block.length
+        if self.fixes_bytes > 2 * _BATCH_BYTES:
+            self.overflow = True
+            self.fixes.clear()
+        if not self.overflow:
+            self.fixes.append(fix)
+
+
+def write_of(fix: Fix) -> Write:
+    block = fix.block
+    tensor = block.span.name if block.span.role is Role.TENSOR else None
+    return Write(tensor, block.index, block.offset, block.length, fix.source, fix.flip_count, fix.vouched)
+
+
+@dataclass(frozen=True, slots=True)
+class RepairRequest:
+    """What a person asked for. ``now_ns`` stamps the log of repairs."""
+
+    sources: tuple[Source, ...] = ()
+    dry_run: bool = False
+    best_effort: bool = False
+    now_ns: int = 0
+
+
+def repair_file(
+    path: str,
+    sidecar_path: str,
+    request: RepairRequest,
+    *,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+    disk: Disk = DISK,
+) -> FileRepair:
+    """Repair one file and its sidecar as far as digests vouch for it.
+
+    Every failure to read or write comes back as a value: verdict ``unverifiable``, exit code 3, with the reason; the
+    file is then as it was, or an undo journal beside the sidecar puts it back at the next repair.
+    """
+    recovered = ""
+    try:
+        if not request.dry_run:
+            recovered = recover(path, journal_path(sidecar_path), disk)
+        pair = open_pair(path, sidecar_path, disk)
+    except (BitwardError, OSError) as error:
+        return _failed(path, str(error))
+    if isinstance(pair, FileVerification):
+        return _failed(path, pair.message, pair.sidecar, pair.bytes)
+    try:
+        with _locked(pair.ward):
+            return _Repair(path, pair, request, jobs, progress, disk, recovered).run()
+    except (BitwardError, FormatError, OSError) as error:
+        return _failed(path, str(error), pair.sidecar_report(), pair.state.size)
+    finally:
+        pair.close()
+
+
+@contextlib.contextmanager
+def _locked(ward: OpenFile) -> Iterator[None]:
+    """One repair of a file at a time."""
+    try:
+        fcntl.flock(ward.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(f"{ward.path}: another Bitward is repairing this file") from None
+    yield
+
+
+def _failed(path: str, message: str, sidecar: SidecarReport | None = None, size: int = 0) -> FileRepair:
+    report = sidecar or SidecarReport("", SidecarState.MISSING)
+    return FileRepair(
+        *(path, Verdict.UNVERIFIABLE, size, "", "", False, report, 0, 0),
+        message=message,
+        exit_code=ExitCode.CANNOT_TELL,
+    )
+
+
+class _Repair:
+    def __init__(
+        self,
+        path: str,
+        pair: OpenPair,
+        request: RepairRequest,
+        jobs: int | None,
+        progress: ProgressSink | None,
+        disk: Disk,
+        recovered: str,
+    ) -> None:
+        self.path, self.pair, self.request, self.jobs, self.progress, self.disk = path, pair, request, jobs, progress, disk
+        self.notes = [recovered] if recovered else []
+        self.locator = Locator(pair.file, pair.ward, pair.sidecar)
+        self.excess = pair.excess_bytes
+
+    def run(self) -> FileRepair:
+        pair, request = self.pair, self.request
+        result = scan(pair.file, pair.sidecar, jobs=self.jobs, progress=self.progress)
+        if pair.file.state() != pair.state:
+            raise BusyError(f"{self.path}: changes while it is read: repair it when its writer is done")
+        tally = self._decide(result)
+        all_solved = tally.unsolved == 0
+        if is_rewrite(pair, result, self.excess, all_solved=all_solved) and not request.best_effort:
+            self.notes.append("rewritten since it was protected: nothing was written; if that was meant, protect it again")
+            return self._report(Verdict.CHANGED, tally, 0, ExitCode.CHANGED)
+        if request.dry_run:
+            return self._dry_report(tally)
+        repaired = 0
+        if tally.writes or self.excess:
+            repaired = self._write_all(tally, result)
+        remaining = len(result.bad_blocks) - repaired
+        verdict = Verdict.DAMAGED if remaining else Verdict.INTACT
+        sidecar = heal_sidecar(self.path, pair, file_is_intact=not remaining, jobs=self.jobs, progress=self.progress, disk=self.disk)
+        code = ExitCode.NOT_REPAIRABLE if remaining else ExitCode.OK
+        return self._report(verdict, tally, repaired, code, sidecar)
+
+    def _decide(self, result: ScanResult) -> _Tally:
+        tally = _Tally()
+        describe = DamageDescriber(self.pair, FlipBudget(FLIPS_LISTED_LIMIT))
+        done = 0
+        try:
+            for decision in self._decisions(result):
+                tally.add(decision, describe)
+                done += 1
+                if self.progress:
+                    self.progress(Progress("locate", self.path, done, len(result.bad_blocks)))
+        finally:
+            describe.close()
+        return tally
+
+    def _decisions(self, result: ScanResult) -> Iterator[Decision]:
+        return decisions(self.locator, result, self.request.sources, best_effort=self.request.best_effort)
+
+    def _write_all(self, tally: _Tally, result: ScanResult) -> int:
+        """Write every fix, in batches; returns how many blocks are now vouched for."""
+        with OpenFile(self.path, write=True, disk=self.disk) as target:
+            if (target.state().device, target.state().inode) != (self.pair.state.device, self.pair.state.inode):
+                raise BusyError(f"{self.path}: was replaced meanwhile: repair it again")
+            repaired = 0
+            if tally.overflow:
+                batch: list[Fix] = []
+                for decision in self._decisions(result):
+                    if decision.fix is not None:
+                        batch.append(decision.fix)
+                    if len(batch) * 65536 >= _BATCH_BYTES:
+                        repaired += self._commit(target, batch, last=False)
+                        batch = []
+                repaired += self._commit(target, batch, last=True)
+            else:
+                repaired = self._commit(target, tally.fixes, last=True)
+            whole = repaired == len(result.bad_blocks)
+            mtime_ns = self.pair.sidecar.superblock.mtime_ns if whole else self.pair.state.mtime_ns
+            self.disk.set_mtime(target.fd, mtime_ns, mtime_ns)
+            self.disk.sync(target.fd)
+        self._log(tally)
+        return repaired
+
+    def _commit(self, target: OpenFile, fixes: Sequence[Fix], *, last: bool) -> int:
+        """Journal, write, sync, read back, drop the journal. Returns how many blocks a digest now vouches for."""
+        journal = journal_path(self.pair.ward.path)
+        recorded = self.pair.sidecar.superblock.file_bytes
+        state = target.state()
+        cut = last and state.size > recorded
+        entries = [UndoEntry(fix.block.offset, fix.before.tobytes()[: max(0, state.size - fix.block.offset)]) for fix in fixes]
+        if cut:
+            if self.excess > _BATCH_BYTES:
+                raise WriteError(f"{self.path}: has {self.excess} bytes too many, too many to keep for undoing: cut it to {recorded} bytes yourself")
+            entries.append(UndoEntry(recorded, self.pair.file.read(recorded, self.excess)))
+        if not entries:
+            return 0
+        write_journal(journal, state, entries, self.disk)
+        try:
+            for fix in fixes:
+                target.write_all(memoryview(fix.after.tobytes()), fix.block.offset)
+            if cut:
+                self.disk.truncate(target.fd, recorded)
+            self.disk.sync(target.fd)
+            self._read_back(target, fixes)
+        except WriteError:
+            self._roll_back(target, journal)
+            raise
+        drop_journal(journal, self.disk)
+        return sum(fix.vouched for fix in fixes)
+
+    def _read_back(self, target: OpenFile, fixes: Sequence[Fix]) -> None:
+        """Compare what the disk now holds with what was written, around the page cache where that can be."""
+        reader = UncachedReader(self.path)
+        try:
+            for fix in fixes:
+                block = fix.block
+                drop_cache(target.fd, block.offset, block.length)
+                data = reader.read(block.offset, block.length)
+                if data is None:
+                    data = target.read(block.offset, block.length)
+                if data != fix.after.tobytes():
+                    raise WriteError(f"{self.path}: what was written at byte {block.offset} does not read back: the disk is failing")
+        finally:
+            reader.close()
+
+    def _roll_back(self, target: OpenFile, journal: str) -> None:
+        with contextlib.suppress(BitwardError, OSError):
+            kept = read_journal(journal, self.disk)
+            if kept is not None:
+                undo(target, kept)
+                drop_journal(journal, self.disk)
+
+    def _log(self, tally: _Tally) -> None:
+        from dataclasses import asdict
+
+        record = {
+            "schema": "bitward.repair-log/1",
+            "time_ns": self.request.now_ns,
+            "path": self.path,
+            "root": self.pair.sidecar.superblock.root.hex(),
+            "cut_bytes": self.excess,
+            "writes": [asdict(write) for write in tally.writes[:FLIPS_LISTED_LIMIT]],
+        }
+        try:
+            append_log(log_path(self.pair.ward.path), record, self.disk)
+        except OSError as error:
+            self.notes.append(f"the repair could not be logged: {error.strerror}")
+
+    def _dry_report(self, tally: _Tally) -> FileRepair:
+        damaged = bool(tally.unsolved or tally.solved or self.excess)
+        verdict = Verdict.DAMAGED if damaged else Verdict.INTACT
+        code = ExitCode.OK
+        if damaged:
+            code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
+        return self._report(verdict, tally, 0, code)
+
+    def _report(self, verdict: Verdict, tally: _Tally, repaired: int, code: int, sidecar: SidecarReport | None = None) -> FileRepair:
+        block = self.pair.sidecar.superblock
+        return FileRepair(
+            path=self.path,
+            verdict=verdict,
+            bytes=block.file_bytes,
+            root=block.root.hex(),
+            origin=block.origin_label,
+            modified=self.pair.modified,
+            sidecar=sidecar or self.pair.sidecar_report(),
+            repaired=repaired,
+            remaining=tally.solved + tally.unsolved - repaired,
+            writes=tuple(tally.writes[:FLIPS_LISTED_LIMIT]) if verdict is not Verdict.CHANGED else (),
+            damage=tuple(tally.remaining),
+            dry_run=self.request.dry_run,
+            message="; ".join(self.notes),
+            exit_code=code,
+        )
+
+
+__all__ = ["RepairRequest", "UnreadableError", "repair_file"]

@@ -1,0 +1,134 @@
+"""Directories as units: which files belong, where their sidecars are, and the index that binds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitward_agent.errors import BitwardError, UnreadableError
+from bitward_agent.findings import SidecarState, UnitReport
+from bitward_agent.io import DISK, Disk, OpenFile, atomic_file
+from bitward_formats.errors import SidecarError
+from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, build_unit_index, read_unit_index
+
+_OURS = (".ward", ".ward-journal", ".ward-log", ".ward.new", ".ward-journal.new")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file of a unit. ``relative`` uses ``/`` and the file system's bytes (surrogateescape)."""
+
+    path: str
+    relative: str
+    sidecar: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is in a directory; ``skipped`` are links, devices and the like, with the reason."""
+
+    members: tuple[Member, ...]
+    skipped: tuple[str, ...]
+
+
+def sidecar_base(folder: str, sidecar_dir: str | None) -> str:
+    """The folder under which a unit's sidecars lie, in the same structure as its files."""
+    return os.path.join(sidecar_dir, os.path.basename(folder)) if sidecar_dir else folder
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    for entry in ordered:
+        relative = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, relative + "/")
+        else:
+            yield relative, entry
+
+
+def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
+    """Every regular file below a directory but Bitward's own. Symbolic links are never followed.
+
+    Raises:
+        UnreadableError: a directory cannot be listed.
+    """
+    base = sidecar_base(folder, sidecar_dir)
+    members, skipped = [], []
+    try:
+        for relative, entry in _walk(folder, ""):
+            if entry.is_symlink():
+                skipped.append(f"{relative} (a symbolic link)")
+            elif not entry.is_file(follow_symlinks=False):
+                skipped.append(f"{relative} (not a regular file)")
+            elif not entry.name.endswith(_OURS):
+                members.append(Member(entry.path, relative, os.path.join(base, relative + ".ward")))
+    except OSError as error:
+        raise UnreadableError(f"{error.filename}: cannot list: {error.strerror}") from error
+    return Listing(tuple(members), tuple(skipped))
+
+
+def index_path(folder: str, sidecar_dir: str | None) -> str:
+    return os.path.join(sidecar_base(folder, sidecar_dir), UNIT_INDEX_NAME)
+
+
+def write_index(path: str, entries: list[UnitEntry], protected_ns: int, disk: Disk = DISK) -> bytes:
+    """Write a unit's index; returns the unit root."""
+    data, root = build_unit_index(entries, protected_ns)
+    with atomic_file(path, disk) as target:
+        target.write_all(data, 0)
+    return root
+
+
+def read_index(path: str, disk: Disk = DISK) -> UnitIndex | str:
+    """A unit's index, or in words why there is none to be had."""
+    if not os.path.lexists(path):
+        return ""
+    try:
+        with OpenFile(path, disk=disk) as file:
+            return read_unit_index(file.read, file.state().size)
+    except (SidecarError, BitwardError) as error:
+        return str(error)
+
+
+def index_damage(path: str, index: UnitIndex, disk: Disk = DISK) -> bool:
+    """Whether the index on disk is not exactly what it should be."""
+    whole, _ = build_unit_index(index.entries, index.superblock.protected_ns)
+    with OpenFile(path, disk=disk) as file:
+        return file.read(0, len(whole) + 1) != whole
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCheck:
+    """A unit as it is now: its files, those that the index knows and that are gone, and the report about it."""
+
+    listing: Listing
+    missing: tuple[Member, ...]
+    report: UnitReport
+
+
+def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = False, disk: Disk = DISK) -> UnitCheck:
+    """Hold a directory against its index. With ``heal`` a damaged index that can still be read is written anew."""
+    listing = list_unit(folder, sidecar_dir)
+    path = index_path(folder, sidecar_dir)
+    index = read_index(path, disk)
+    present = {member.relative for member in listing.members}
+    if isinstance(index, str):
+        state = SidecarState.DAMAGED if index else SidecarState.MISSING
+        message = index or "no index of the directory: whether files are missing cannot be told; 'bitward protect' makes one"
+        return UnitCheck(listing, (), UnitReport(folder, "", state, skipped=listing.skipped, message=message))
+    known = {os.fsdecode(entry.path) for entry in index.entries}
+    state, message = SidecarState.INTACT, ""
+    if index_damage(path, index, disk):
+        state, message = SidecarState.DAMAGED, "the directory's index is damaged but still readable: 'bitward repair' heals it"
+        if heal:
+            write_index(path, list(index.entries), index.superblock.protected_ns, disk)
+            state, message = SidecarState.HEALED, "the directory's index was damaged and is whole again"
+    base = sidecar_base(folder, sidecar_dir)
+    missing = sorted(known - present)
+    gone = tuple(Member(os.path.join(folder, name), name, os.path.join(base, name + ".ward")) for name in missing)
+    report = UnitReport(
+        folder, index.superblock.root.hex(), state, tuple(missing), tuple(sorted(present - known)), listing.skipped, message
+    )
+    return UnitCheck(listing, gone, report)
