@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from bitward_formats.errors import LayoutError
-from bitward_formats.spans import Layout, RecordKind, Role, Span
+from bitward_formats.spans import OPAQUE_KIND, Layout, RecordKind, Role, Span
 
 NAME_LIMIT_BYTES = 65535
 SPAN_LIMIT = 1 << 24
@@ -22,7 +22,7 @@ _SPAN_HEAD = struct.Struct("<BHQQB")
 def kinds_of(layout: Layout) -> tuple[RecordKind, ...]:
     """The record kinds of a layout in the order of their first use; an empty layout has the opaque kind."""
     kinds = dict.fromkeys(span.kind for span in layout.spans)
-    return tuple(kinds) or (RecordKind(1, b"\xff"),)
+    return tuple(kinds) or (OPAQUE_KIND,)
 
 
 def encode_layout(layout: Layout) -> bytes:
@@ -133,6 +133,8 @@ def _decode_span(cursor: _Cursor, kinds: list[RecordKind]) -> Span:
     if kind_index >= len(kinds):
         raise LayoutError(f"span of record kind {kind_index}, there are {len(kinds)}")
     kind = kinds[kind_index]
+    if role != Role.TENSOR and (kind != OPAQUE_KIND or dtype or dim_count or name):
+        raise LayoutError(f"opaque span at offset {offset} with a record kind, type, shape or name")
     if length % kind.record_bytes:
         raise LayoutError(f"span of {length} bytes is not a multiple of its record of {kind.record_bytes} bytes")
     return Span(Role(role), kind, offset, length, dtype, dims, name)

@@ -33,8 +33,8 @@ def test_without_a_path_on_a_checkpoint_of_its_own(tmp_path: Path) -> None:
         assert fault["found"], fault
         assert fault["repaired"], fault
         assert fault["located"] is not False, fault
-    first = report["faults"][0]["first_flip"]
-    assert first["field"] == "exponent"
+    (flip,) = report["faults"][0]["first_block"]["flips"]
+    assert flip["field"] == "exponent"
     assert os.listdir(tmp_path) == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import checkpoints
+from bitward.sample import write_sample
 from cli.command_line import Ended, bitward
 
 
@@ -34,6 +35,15 @@ def protected(small_checkpoint: Path) -> Path:
     done = bitward("protect", small_checkpoint, "--json")
     assert done.code == 0, done.err
     return small_checkpoint
+
+
+@pytest.fixture
+def protected_sample(tmp_path: Path) -> Path:
+    """A checkpoint that is much larger than what its parity can rebuild, as real ones are."""
+    path = tmp_path / "sample.safetensors"
+    write_sample(path, seed=1)
+    assert bitward("protect", path).code == 0
+    return path
 
 
 def ward(path: Path) -> Path:
@@ -112,7 +122,8 @@ def test_dry_run_writes_nothing(protected: Path) -> None:
     assert only_file(bitward("repair", protected, "--dry-run", "--json"))["dry_run"] is True
 
 
-def test_beyond_repair_until_a_good_copy_is_at_hand(protected: Path, tmp_path: Path) -> None:
+def test_beyond_repair_until_a_good_copy_is_at_hand(protected_sample: Path, tmp_path: Path) -> None:
+    protected = protected_sample
     good = tmp_path / "good" / "copy.safetensors"
     good.parent.mkdir()
     shutil.copy2(protected, good)
@@ -135,8 +146,9 @@ def test_no_sidecar_is_not_intact(small_checkpoint: Path) -> None:
     assert (file["verdict"], file["sidecar"]["state"]) == ("unverifiable", "missing")
 
 
-def test_a_rewritten_file_is_changed_and_not_damaged(protected: Path) -> None:
-    checkpoints.write_safetensors(protected, checkpoints.many_dtypes(seed=2))
+def test_a_rewritten_file_is_changed_and_not_damaged(protected_sample: Path) -> None:
+    protected = protected_sample
+    write_sample(protected, seed=2)
     os.utime(protected, ns=(10**18, 10**18))
     rewritten = protected.read_bytes()
     done = bitward("verify", protected)

@@ -10,7 +10,7 @@ from bitward.report.explain_text import explain_lines
 from bitward.report.protect_text import protect_lines
 from bitward.report.repair_text import repair_lines
 from bitward.report.style import PLAIN, Style
-from bitward.report.verify_text import verify_lines
+from bitward.report.verify_text import sidecar_only_lines, verify_lines
 from bitward_agent.findings import (
     Damage,
     DiffReport,
@@ -81,8 +81,27 @@ def test_states_that_are_no_damage_say_what_to_do_next() -> None:
     assert "bitward protect" in changed[1]
     missing = replace(FILE, verdict=Verdict.UNVERIFIABLE, damage=(), damaged_blocks=0, sidecar=SidecarReport("", SidecarState.MISSING))
     assert verified(missing)[1] == "  no sidecar: run 'bitward protect /m/m.safetensors' to make one"
-    healed = replace(FILE, verdict=Verdict.INTACT, damage=(), damaged_blocks=0, sidecar=SidecarReport("m.ward", SidecarState.HEALED, 2))
-    assert verified(healed)[1] == "  sidecar m.ward: damaged, still usable (2 pages failed their check)"
+    worn = replace(FILE, verdict=Verdict.INTACT, damage=(), damaged_blocks=0, sidecar=SidecarReport("m.ward", SidecarState.DAMAGED, 2))
+    assert verified(worn)[1] == "  sidecar m.ward: damaged, still usable (2 pages failed their check)"
+    assert "'bitward repair /m/m.safetensors' puts its sidecar back" in verified(worn)[2]
+
+
+def test_a_file_that_cannot_be_read_is_not_told_to_be_protected() -> None:
+    unreadable = replace(
+        FILE, verdict=Verdict.UNVERIFIABLE, damage=(), damaged_blocks=0, sidecar=SidecarReport("", SidecarState.MISSING), message="denied"
+    )
+    assert [line.strip() for line in verified(unreadable)[1:]] == ["denied"]
+
+
+def test_the_sidecar_alone() -> None:
+    def lines(sidecar: SidecarReport, verdict: Verdict, message: str = "") -> list[str]:
+        file = replace(FILE, verdict=verdict, damage=(), damaged_blocks=0, sidecar=sidecar, message=message)
+        return list(sidecar_only_lines(VerifyReport("s", verdict, 0, 0.1, (file,)), PLAIN))
+
+    assert lines(INTACT, Verdict.INTACT) == ["sidecar m.ward: intact; the file itself was not read"]
+    assert lines(replace(INTACT, state=SidecarState.DAMAGED, lost_pages=1), Verdict.DAMAGED)[0].startswith("sidecar m.ward: damaged, still")
+    assert lines(replace(INTACT, state=SidecarState.DAMAGED, message="magic"), Verdict.UNVERIFIABLE)[0].endswith("cannot be used (magic)")
+    assert "no sidecar: run" in lines(SidecarReport("", SidecarState.MISSING), Verdict.UNVERIFIABLE)[0]
 
 
 def test_many_flips_are_cut_at_the_limit_over_all_files() -> None:
@@ -135,9 +154,10 @@ def test_repair_and_its_dry_run_differ_in_mood() -> None:
     lines = list(repair_lines(RepairReport("s", Verdict.INTACT, 90, 0.1, 1, 0, (done,)), PLAIN))
     assert lines[0].startswith("/m/m: intact again")
     assert "wrote 64 KiB from parity" in lines[1]
-    planned = replace(done, verdict=Verdict.DAMAGED, dry_run=True)
+    planned = replace(done, verdict=Verdict.DAMAGED, dry_run=True, repaired=0, remaining=1)
     text = "\n".join(repair_lines(RepairReport("s", Verdict.DAMAGED, 90, 0.1, 1, 0, (planned,)), PLAIN))
     assert "would write 64 KiB from parity" in text
+    assert "1 block would be repaired (1 from parity), 0 remaining" in text
     assert "nothing was written" in text
     assert "wrote" not in text
 

@@ -186,7 +186,7 @@ def test_limits() -> None:
         assert getattr(limits, row["name"]) == int(row["value"]), row["name"]
     constants = {name for name in vars(limits) if name.isupper() and isinstance(getattr(limits, name), int)}
     # Two leaf codes, and a limit that section 8 gives.
-    assert constants - {row["name"] for row in rows} == {"XXH3_LEAF", "BLAKE3_LEAF", "PATH_LIMIT_BYTES"}
+    assert constants - {row["name"] for row in rows} == {"XXH3_LEAF", "BLAKE3_LEAF"}
 
 
 def test_limits_fit_each_other() -> None:

@@ -11,14 +11,14 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitward.api import protect, repair, verify
 from bitward.drill_copy import make_copy, sha256_of, temporary_folder
 from bitward.drill_faults import Fault, faults_for, located
 from bitward.inject import InjectReport, inject
-from bitward_agent.findings import ExitCode, FileVerification, Flip, Progress, ProgressSink, SidecarState, Verdict, VerifyReport
+from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SidecarState, Verdict, VerifyReport
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout
 
@@ -27,7 +27,10 @@ SCHEMA = "bitward.drill/1"
 
 @dataclass(frozen=True, slots=True)
 class FaultResult:
-    """What became of one fault. ``located`` is None where there is nothing to name; ``left_out`` is a reason, or empty."""
+    """What became of one fault. ``located`` is None where there is nothing to name; ``left_out`` is a reason, or empty.
+
+    ``first_block`` is the first damage that verify named, with its first flip alone.
+    """
 
     name: str
     found: bool = False
@@ -37,7 +40,7 @@ class FaultResult:
     repair_seconds: float = 0.0
     verify_exit_code: int = 0
     repair_exit_code: int = 0
-    first_flip: Flip | None = None
+    first_block: Damage | None = None
     left_out: str = ""
 
     @property
@@ -181,7 +184,7 @@ def _run(fault: Fault, patient: _Patient, seed: int, sink: ProgressSink | None) 
     found = (file.verdict is Verdict.DAMAGED or not fault.hurts_file) and (
         file.sidecar.state is not SidecarState.INTACT or not fault.sidecar_flips
     )
-    first = next((flip for one in file.damage for flip in one.flips), None)
+    first = next((replace(one, flips=one.flips[:1]) for one in file.damage), None)
     return FaultResult(
         fault.name, found, located(done, file.damage) if done else None, repaired, seen.seconds, mended.seconds,
         seen.exit_code, mended.exit_code, first,

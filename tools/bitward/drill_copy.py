@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,6 +20,7 @@ _SPACE_FACTOR = 1.3
 """Room for the copy, its sidecar in the largest preset, and the journal of a repair."""
 
 _SPARE_BYTES = 16 << 20
+_OURS = re.compile(r"\.ward(-journal|-log)?(\.new)?$")
 
 
 def sha256_of(path: Path) -> str:
@@ -29,7 +31,7 @@ def sha256_of(path: Path) -> str:
 
 def is_sidecar(name: str) -> bool:
     """Whether a file is one of ours and not part of the model."""
-    return name.endswith(".ward")
+    return _OURS.search(name) is not None
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def _check_space(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         told = f"not enough room for a copy: {wanted >> 20:,} MiB needed, {free >> 20:,} MiB free; set TMPDIR to a larger place"
-        raise OSError(errno.ENOSPC, told, str(folder.parent))
+        raise OSError(errno.ENOSPC, told, str(tempfile.gettempdir()))
 
 
 def copy_file(source: Path, target: Path, report: Callable[[int], None]) -> None:
@@ -85,11 +87,12 @@ def copy_file(source: Path, target: Path, report: Callable[[int], None]) -> None
 
 
 def make_copy(original: Path | None, folder: Path, seed: int, report: Callable[[str, int, int], None]) -> tuple[Path, Path]:
-    """Copy ``original`` into ``folder``, or without it make a small checkpoint there.
+    """Copy ``original`` into the new ``folder``, or without it make a small checkpoint there.
 
     Returns the copy, and the file in it that is to be damaged: the largest. ``report`` gets path, bytes done and bytes
     in all. Raises OSError.
     """
+    folder.mkdir()
     if original is None:
         target = folder / "sample.safetensors"
         write_sample(target, seed)

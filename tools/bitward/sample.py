@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 _HIDDEN = 256
-_VOCABULARY = 2048
+_VOCABULARY = 11_000
 _LAYERS = 2
 _ALIGNMENT = 8
 """The safetensors header is padded with spaces so that the tensors begin at a multiple of this."""
@@ -27,7 +27,7 @@ def _shapes() -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def write_sample(path: Path, seed: int) -> None:
-    """Write a safetensors file of about 3.5 MB: BF16 and F32 tensors with normally distributed values."""
+    """Write a safetensors file of about 8 MB: BF16 and F32 tensors with normally distributed values."""
     import numpy as np
 
     rng = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ from bitward.cli.view import View
 def command(paths: tuple[str, ...], tensor: str | None, sidecar_only: bool, sidecar_dir: str | None, jobs: int | None, view: View) -> int:
     """Compare each PATH with its sidecar and name every bit that differs: tensor, element, bit, value."""
     from bitward.api import verify
-    from bitward.report.verify_text import verify_lines
+    from bitward.report.verify_text import sidecar_only_lines, verify_lines
 
     with view.progress() as sink:
         report = verify(*paths, tensor=tensor, sidecar_only=sidecar_only, sidecar_dir=sidecar_dir, jobs=jobs, progress=sink)
-    return view.finish(report, verify_lines)
+    return view.finish(report, sidecar_only_lines if sidecar_only else verify_lines)

@@ -1,11 +1,11 @@
-"""The drill for people: a line for each fault as it comes, with the first located bit below."""
+"""The drill for people: a line for each fault as it comes, with the first located bit or block below."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from bitward.drill import DrillReport, FaultResult, Prepared
-from bitward.report.damage_text import flip_line
+from bitward.report.damage_text import WHOLESALE_FLIPS, block_line, flip_line
 from bitward.report.names import printable
 from bitward.report.numbers import count, seconds, share, size
 from bitward.report.style import Style
@@ -64,5 +64,10 @@ class DrillText:
         values = (result.found, result.located, result.repaired)
         marks = "".join(self._mark(value, width) for value, width in zip(values, _WIDTHS, strict=True))
         yield f"  {name}{marks}{seconds(result.verify_seconds)} + {seconds(result.repair_seconds)}"
-        if result.first_flip is not None:
-            yield f"      {flip_line(result.first_flip, self._style)}"
+        first = result.first_block
+        if first is None:
+            return
+        if first.flips and first.flip_count <= WHOLESALE_FLIPS:
+            yield f"      {flip_line(first.flips[0], self._style)}"
+        else:
+            yield f"      {block_line(first, self._style)}"

@@ -37,19 +37,18 @@ def head_line(path: str, words: str, byte_count: int, duration: float | None, st
     return f"{style.strong(printable(path))}: {words}  {measure}"
 
 
-def sidecar_lines(sidecar: SidecarReport, style: Style) -> Iterator[str]:
-    """What there is to say of a sidecar that is not intact."""
-    pages = f" ({count(sidecar.lost_pages, 'page')} failed their check)" if sidecar.lost_pages else ""
-    path = printable(sidecar.path)
-    match sidecar.state:
-        case SidecarState.HEALED:
-            yield f"sidecar {path}: {style.warn('damaged, still usable')}{pages}"
-        case SidecarState.DAMAGED:
-            yield f"sidecar {path}: {style.bad('damaged')}{pages}"
-        case _:
-            pass
-    if sidecar.message:
-        yield f"sidecar: {printable_text(sidecar.message)}"
+def sidecar_lines(sidecar: SidecarReport, style: Style, *, usable: bool, said: str = "") -> Iterator[str]:
+    """What there is to say of a sidecar that is not intact. ``said`` is what the reader was told already."""
+    words = {
+        SidecarState.INTACT: "",
+        SidecarState.HEALED: style.good("was damaged, is whole again"),
+        SidecarState.DAMAGED: style.warn("damaged, still usable") if usable else style.bad("cannot be used"),
+        SidecarState.MISSING: "",
+    }[sidecar.state]
+    pages = f"{count(sidecar.lost_pages, 'page')} failed their check" if sidecar.lost_pages else ""
+    detail = printable_text(sidecar.message if sidecar.message not in said else "") or pages
+    if words:
+        yield f"sidecar {printable(sidecar.path)}: {words}" + (f" ({detail})" if detail else "")
 
 
 def _named(names: Iterable[str], words: str, style: Style) -> Iterator[str]:
@@ -60,20 +59,19 @@ def _named(names: Iterable[str], words: str, style: Style) -> Iterator[str]:
         yield style.dim(f"  … and {len(listed) - _UNIT_NAMES_SHOWN:,} more (use --json)")
 
 
-def unit_lines(units: tuple[UnitReport, ...], style: Style) -> Iterator[str]:
-    """Lines for directories about which there is something to say."""
+def unit_lines(units: tuple[UnitReport, ...], style: Style, *, name_skipped: bool = False) -> Iterator[str]:
+    """Lines for directories about which there is something to say. What is left out on purpose is named only once, when protecting."""
     for unit in units:
-        if not (unit.missing or unit.unprotected or unit.skipped or unit.message or unit.state is not SidecarState.INTACT):
+        sound = unit.state in (SidecarState.INTACT, SidecarState.HEALED) and not unit.missing and not unit.unprotected
+        if sound and not unit.skipped and not unit.message:
             continue
-        words = {
-            SidecarState.INTACT: "",
-            SidecarState.HEALED: style.warn(" index damaged, still usable"),
-            SidecarState.DAMAGED: style.bad(" index damaged"),
-            SidecarState.MISSING: style.warn(" no index"),
-        }[unit.state]
-        yield f"{style.strong(printable(unit.path))}:{words or ' as a unit'}"
+        words = style.good("complete") if sound else style.bad("not complete") if unit.missing else style.warn("cannot tell if complete")
+        yield f"{style.strong(printable(unit.path))}: directory, {words}"
         if unit.message:
             yield f"  {printable_text(unit.message)}"
         yield from _named(unit.missing, style.bad("missing"), style)
         yield from _named(unit.unprotected, style.warn(f"not protected; {command('protect', unit.path)} adds it"), style)
-        yield from _named(unit.skipped, "left out (not a regular file of this directory)", style)
+        if name_skipped:
+            yield from _named(unit.skipped, "left out, it is no part of the unit", style)
+        elif unit.skipped:
+            yield f"  {count(len(unit.skipped), 'entry', 'entries')} left out (links and the like; --json names them)"

@@ -57,8 +57,10 @@ def rate(byte_count: int, duration: float) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """``part`` of ``whole`` in per cent."""
-    return f"{100 * part / whole:.2f} %" if whole else "–"
+    """``part`` of ``whole`` in per cent, or how many times ``whole`` if it is much more."""
+    if not whole:
+        return "–"
+    return f"{100 * part / whole:.2f} %" if part < 10 * whole else f"{part / whole:,.0f} ×"
 
 
 def _value(value: float | int | str, digits: int) -> str:

@@ -17,7 +17,7 @@ def protect_lines(report: ProtectReport, style: Style) -> Iterator[str]:
     """For each file its sidecar, the share it takes, and what already looks wrong; then the sum."""
     for file in report.files:
         yield from _file_lines(file, style)
-    yield from unit_lines(report.units, style)
+    yield from unit_lines(report.units, style, name_skipped=True)
     done = sum(file.exit_code == ExitCode.OK for file in report.files)
     sidecar_bytes = sum(file.sidecar_bytes for file in report.files)
     protected_bytes = sum(file.bytes for file in report.files if file.exit_code == ExitCode.OK)

@@ -10,7 +10,7 @@ from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines,
 from bitward.report.names import command, printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size
 from bitward.report.style import Style
-from bitward_agent.findings import FileRepair, RepairReport, SidecarState, Verdict, Write
+from bitward_agent.findings import FileRepair, RepairReport, Verdict, Write
 
 
 def repair_lines(report: RepairReport, style: Style) -> Iterator[str]:
@@ -23,21 +23,25 @@ def repair_lines(report: RepairReport, style: Style) -> Iterator[str]:
     yield from unit_lines(report.units, style)
     if not alone:
         done = "would be repaired" if any(file.dry_run for file in report.files) else "repaired"
-        total = f"{count(report.repaired, 'block')} {done}, {report.remaining:,} remaining"
+        mended, left = (sum(numbers) for numbers in zip(*map(_counts, report.files), strict=True)) if report.files else (0, 0)
+        total = f"{count(mended, 'block')} {done}, {left:,} remaining"
         yield f"{count(len(report.files), 'file')}: {total}  {pace(report.bytes, report.seconds)}"
+
+
+def _counts(file: FileRepair) -> tuple[int, int]:
+    """Blocks that were repaired and that remain; after a dry run, those that would be and would."""
+    if not file.dry_run:
+        return file.repaired, file.remaining
+    return file.remaining - len(file.damage), len(file.damage)
 
 
 def _state_words(file: FileRepair, style: Style) -> str:
     if file.verdict is Verdict.INTACT:
-        if file.dry_run and file.repaired:
-            return style.good("would be intact again")
-        if file.repaired:
-            return style.good("intact again")
-        return style.good("intact, nothing to repair")
+        return style.good("intact again" if file.repaired else "intact")
     if file.verdict is Verdict.DAMAGED:
-        if file.dry_run and not file.remaining:
-            return style.good("damaged, would be intact again")
-        return style.bad("would still be damaged" if file.dry_run else "still damaged")
+        if file.dry_run:
+            return style.bad("damaged, would still be damaged") if file.damage else style.warn("damaged, would be intact again")
+        return style.bad("still damaged")
     return verdict_words(file.verdict, False, style)
 
 
@@ -55,34 +59,33 @@ def _write_summary(file: FileRepair) -> str:
     sources = Counter(write.source for write in file.writes)
     parts = ", ".join(f"{number:,} from {printable_text(source)}" for source, number in sorted(sources.items()))
     verb = "would be repaired" if file.dry_run else "repaired"
-    return f"{count(file.repaired, 'block')} {verb}" + (f" ({parts})" if parts else "") + f", {file.remaining:,} remaining"
+    mended, left = _counts(file)
+    return f"{count(mended, 'block')} {verb}" + (f" ({parts})" if parts else "") + f", {left:,} remaining"
 
 
 def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[str]:
     if file.message:
         yield printable_text(file.message)
-    for shown, write in enumerate(file.writes):
+    for shown, write in enumerate(sorted(file.writes, key=lambda write: write.offset)):
         if shown == LINE_LIMIT or not budget.take():
             yield style.dim(f"… and {len(file.writes) - shown:,} more (use --json)")
             break
         yield _write_line(write, file.dry_run, style)
     if file.repaired or file.remaining:
         yield _write_summary(file)
-    lost = tuple(one for one in file.damage if not (file.dry_run and one.repairable))
-    yield from damage_lines(lost, LineBudget(), style)
+    yield from damage_lines(file.damage, LineBudget(), style)
     note = memory_note(file.damage)
     if note:
         yield style.warn(note)
-    yield from sidecar_lines(file.sidecar, style)
+    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE, said=file.message)
     yield from _what_next(file, style)
 
 
 def _what_next(file: FileRepair, style: Style) -> Iterator[str]:
-    if file.dry_run and file.repaired:
+    mended, left = _counts(file)
+    if file.dry_run and mended:
         yield f"nothing was written; {command('repair', file.path)} does it"
-    if file.remaining:
+    if left:
         yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} takes the rest from another copy of the file")
     elif file.verdict is Verdict.CHANGED:
-        yield f"not touched: if the change was meant, {command('protect', file.path, ' --force')} protects what is there now"
-    elif file.verdict is Verdict.UNVERIFIABLE and file.sidecar.state is SidecarState.MISSING:
-        yield "no sidecar: nothing says what these bytes should be"
+        yield f"nothing was touched; {command('protect', file.path)} protects what is there now"

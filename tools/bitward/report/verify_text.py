@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bitward.report.damage_text import LineBudget, damage_lines, memory_note, summary
 from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
-from bitward.report.names import command, printable_text
+from bitward.report.names import command, printable, printable_text
 from bitward.report.numbers import count
 from bitward.report.style import Style
 from bitward_agent.findings import ExitCode, FileVerification, SidecarState, Verdict, VerifyReport
@@ -27,11 +27,25 @@ def verify_lines(report: VerifyReport, style: Style) -> Iterator[str]:
         yield f"{count(len(report.files), 'file')}: {tally or 'nothing to verify'}  {pace(report.bytes, report.seconds)}"
 
 
+def sidecar_only_lines(report: VerifyReport, style: Style) -> Iterator[str]:
+    """The report of ``--sidecar-only``: nothing was learned about the files themselves."""
+    for file in report.files:
+        sidecar = file.sidecar
+        if sidecar.state is SidecarState.INTACT:
+            yield f"sidecar {style.strong(printable(sidecar.path))}: {style.good('intact')}; the file itself was not read"
+            continue
+        yield from sidecar_lines(sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
+        if sidecar.state is SidecarState.MISSING:
+            yield f"{style.strong(printable(file.path))}: {_nothing_known(file)}"
+        else:
+            yield f"  {command('repair', file.path)} puts it back if the file is intact"
+    yield from unit_lines(report.units, style)
+
+
 def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Iterator[str]:
-    if file.message:
+    if file.message and not _lacks_sidecar(file):
         yield printable_text(file.message)
-    if file.sidecar.state is not SidecarState.MISSING or file.sidecar.message != file.message:
-        yield from sidecar_lines(file.sidecar, style)
+    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE, said=file.message)
     if file.damage or file.damaged_blocks:
         unlisted = max(0, file.damaged_blocks - len(file.damage))
         yield from damage_lines(file.damage, budget, style, unlisted=unlisted)
@@ -40,8 +54,18 @@ def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Ite
     if note:
         yield style.warn(note)
     if file.modified and file.verdict is Verdict.DAMAGED:
-        yield "size or time of the file changed as well; what differs is little enough to be damage and not a new version"
+        yield "its size or time changed as well; what differs is little enough to be damage and not a new version"
     yield from _what_next(file, style)
+
+
+def _lacks_sidecar(file: FileVerification) -> bool:
+    """Whether the only thing wrong is that there is no sidecar; a file that cannot be read has none in the report either."""
+    missing = file.verdict is Verdict.UNVERIFIABLE and file.sidecar.state is SidecarState.MISSING
+    return missing and (not file.message or file.message.startswith("no sidecar"))
+
+
+def _nothing_known(file: FileVerification) -> str:
+    return f"no sidecar: run {command('protect', file.path)} to make one" if _lacks_sidecar(file) else printable_text(file.message)
 
 
 def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
@@ -51,9 +75,9 @@ def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
         case Verdict.DAMAGED:
             yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} puts it back from another copy of the file")
         case Verdict.CHANGED:
-            yield f"if that was meant, {command('protect', file.path, ' --force')} protects what is there now"
-        case Verdict.UNVERIFIABLE if file.sidecar.state is SidecarState.MISSING:
-            yield f"no sidecar: run {command('protect', file.path)} to make one"
+            yield f"{command('protect', file.path)} protects what is there now"
+        case Verdict.UNVERIFIABLE if _lacks_sidecar(file):
+            yield _nothing_known(file)
         case Verdict.INTACT if file.sidecar.state is not SidecarState.INTACT:
             yield f"the file is right; {command('repair', file.path)} puts its sidecar back"
         case _:
