@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward_formats.groups import LaneGroups
-from bitward_formats.lanes import cell_count, group_parities, mask_array
+from bitward_formats.lanes import group_parities, mask_array
 from bitward_formats.spans import RecordKind
 
 Bytes = npt.NDArray[np.uint8]
@@ -43,6 +43,13 @@ class EvenLane:
     record_count: int
     lane: int
     difference: int
+
+    def pairs(self) -> tuple[Index, Index]:
+        """All pairs of records (in the block) that are this far apart, lower ones first."""
+        low = np.arange(self.record_count)
+        high = low ^ self.difference
+        chosen = (low < high) & (high < self.record_count)
+        return low[chosen] + self.first_record, high[chosen] + self.first_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +134,19 @@ def doubt_masks(found: list[GroupSyndrome], record_bytes: int, length: int) -> B
     return masks
 
 
-def even_lanes(found: list[GroupSyndrome], block: int) -> list[EvenLane] | None:
-    """The lanes of one block with an even number of flips; ``None`` if other doubts make trying them pointless."""
+def even_lanes(found: list[GroupSyndrome], block: int) -> list[EvenLane]:
+    """The lanes of one block with an even number of flips, bursts left out."""
     lanes: list[EvenLane] = []
     for group in found:
-        if not group.known[block] or group.bursts()[block].any():
-            return None
+        if not group.known[block]:
+            continue
         sizes = group.cell_sizes()
-        for cell, lane in zip(*group.nonzero[block].nonzero(), strict=True):
-            if group.total[block, cell, lane]:
-                return None
-            difference = int(group.index[block, cell, lane])
-            lanes.append(EvenLane(int(cell) << group.cell_log2, int(sizes[cell]), int(lane), difference))
+        even = (group.index[block] != 0) & ~group.total[block] & ~group.bursts()[block][:, None]
+        for cell, lane in zip(*even.nonzero(), strict=True):
+            lanes.append(EvenLane(int(cell) << group.cell_log2, int(sizes[cell]), int(lane), int(group.index[block, cell, lane])))
     return lanes
 
 
-def cells_of(record_count: int, cell_log2: int) -> int:
-    return cell_count(record_count, cell_log2)
+def only_even_lanes(found: list[GroupSyndrome], block: int) -> bool:
+    """Whether even lanes are all that is wrong with a block, as far as the inner code can see."""
+    return not any(not group.known[block] or group.bursts()[block].any() or group.total[block].any() for group in found)

@@ -17,11 +17,12 @@ from bitward_formats import gf256
 from bitward_formats.blocks import Block
 from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
 from bitward_formats.groups import LaneGroups
-from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, single_flips, syndromes
+from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, only_even_lanes, single_flips, syndromes
 from bitward_formats.stripes import from_symbols, symbol_mask, to_symbols
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
 LeafCheck = Callable[[Block, Bytes], bool]
 
 ROUNDS_LIMIT = 16
@@ -100,12 +101,15 @@ class StripeSyndrome:
         """The power of 2 that weighs a slot in Q."""
         return self.slot_count - 1 - position
 
-    def turn_bits(self, position: int, byte: npt.NDArray[np.intp], bit: npt.NDArray[np.intp]) -> None:
-        """Account for turned bits of a slot."""
+    def symbol_of(self, byte: Index, bit: Index | int) -> Index:
+        """The symbols that hold bits of a slot."""
         row, column = np.divmod(byte, self.code.row_bytes)
-        group, plane = np.divmod(row, ROWS_PER_SYMBOL)
-        symbol = group * self.code.symbol_bytes + 8 * column + bit
-        value = (1 << plane).astype(np.uint8)
+        return np.asarray(row // ROWS_PER_SYMBOL * self.code.symbol_bytes + 8 * column + bit)
+
+    def turn_bits(self, position: int, byte: Index, bit: Index) -> None:
+        """Account for turned bits of a slot."""
+        symbol = self.symbol_of(byte, bit)
+        value = (1 << byte // self.code.row_bytes % ROWS_PER_SYMBOL).astype(np.uint8)
         np.bitwise_xor.at(self.p, symbol, value)
         np.bitwise_xor.at(self.q, symbol, gf256.multiply_by_power(value, self.exponent(position)))
 
@@ -124,6 +128,8 @@ class StripeDecoder:
         self.groups = groups
         self.is_leaf = is_leaf
         self.symbol_count = syndrome.p.size
+        self.guessed = np.zeros(self.symbol_count, np.bool_)
+        """Symbols that were solved for two erasures: nothing is left over there to check the solution with."""
 
     def open_patients(self) -> list[Patient]:
         return [patient for patient in self.patients if not patient.solved]
@@ -140,7 +146,7 @@ class StripeDecoder:
             self._inner()
             if self.open_patients():
                 self._erase(self._doubt_masks())
-            if self._disorder() >= before:
+            if self._disorder() >= before and not self._pair_even_lanes():
                 break
         self._try_even_lanes()
 
@@ -152,6 +158,28 @@ class StripeDecoder:
         for batch in _batches(self.open_patients()):
             lanes += sum(np.count_nonzero(group.nonzero) for group in _batch_syndromes(batch, self.groups))
         return int(wrong + lanes + len(self.open_patients()))
+
+    def _pair_even_lanes(self) -> bool:
+        """Two flips in one lane of one cell: the inner code knows their distance, the outer code which symbols are wrong.
+
+        Where just one pair of records fits both, it is turned; returns whether any was.
+        """
+        wrong = (self.syndrome.p != 0) | (self.syndrome.q != 0)
+        turned = False
+        for batch in _batches(self.open_patients()):
+            record_bytes = batch[0].block.span.kind.record_bytes
+            found = _batch_syndromes(batch, self.groups)
+            for index, patient in enumerate(batch):
+                for lane in even_lanes(found, index):
+                    low, high = lane.pairs()
+                    byte = np.stack([low, high]) * record_bytes + lane.lane // 8 + patient.at
+                    fits = wrong[self.syndrome.symbol_of(byte, lane.lane % 8)].all(axis=0).nonzero()[0]
+                    if fits.size == 1:
+                        chosen = byte[:, fits[0]] - patient.at
+                        self._turn(patient, Flips(np.zeros(2, np.intp), chosen, np.full(2, lane.lane % 8)))
+                        turned = True
+        self._check()
+        return turned
 
     def _positions(self) -> list[int]:
         return sorted({patient.position for patient in self.open_patients()})
@@ -253,6 +281,7 @@ class StripeDecoder:
         positions = self._positions()
         count = lost.sum(axis=0)
         for row, values in enumerate(self._solve(lost, count, positions)):
+            self.guessed |= (values != 0) & (count == 2)
             self._turn_symbols(positions[row], values & self._open_planes(positions[row]))
         return self._check()
 
@@ -305,22 +334,17 @@ def decode_inner_alone(patients: Sequence[Patient], groups: LaneGroups, is_leaf:
 
 def try_even_lanes(patient: Patient, found: list[GroupSyndrome], index: int, is_leaf: LeafCheck) -> None:
     """Try the pairs of flips that a block's even lanes allow, all lanes together, against its leaf."""
-    lanes = even_lanes(found, index)
-    if not lanes:
+    if not only_even_lanes(found, index):
         return
     record_bytes = patient.block.span.kind.record_bytes
     choices = []
     total = 1
-    for lane in lanes:
-        pairs = [
-            (lane.first_record + low, lane.first_record + (low ^ lane.difference))
-            for low in range(lane.record_count)
-            if low < low ^ lane.difference < lane.record_count
-        ]
-        total *= len(pairs)
+    for lane in even_lanes(found, index):
+        low, high = lane.pairs()
+        total *= low.size
         if not 0 < total <= _TRIES_LIMIT:
             return
-        choices.append([(lane.lane, pair) for pair in pairs])
+        choices.append([(lane.lane, pair) for pair in zip(low.tolist(), high.tolist(), strict=True)])
     _search(patient, choices, 0, record_bytes, is_leaf)
 
 
@@ -350,8 +374,8 @@ def _constant_rows(data: Bytes, run_bytes: int = 512) -> Bytes:
 def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
     """What both codes agree on for a block whose leaf does not match, for best-effort repair only.
 
-    The file's own bytes, but with corrections in lanes and symbols that are left without any syndrome; a cell that was a burst
-    counts as one, so that none of its lanes is believed before all are.
+    The file's own bytes, but with corrections in lanes and symbols that are left without any syndrome, and in no symbol that was solved
+    for two erasures; a cell that was a burst counts as one, so that none of its lanes is believed before all are.
     """
     groups, kind = decoder.groups, patient.block.span.kind
     after = _batch_syndromes([patient], groups)
@@ -368,7 +392,7 @@ def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
         unsettled |= np.repeat(cells, 1 << final.cell_log2, axis=0)[: final.record_count].reshape(-1)[: patient.block.length]
     assert unsettled.size == patient.block.length // kind.record_bytes * kind.record_bytes
     syndrome = decoder.syndrome
-    wrong_symbols = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known)
+    wrong_symbols = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known) | decoder.guessed
     columns = np.packbits(wrong_symbols.reshape(-1, syndrome.code.symbol_bytes), axis=-1, bitorder="little")
     outer = np.repeat(columns, ROWS_PER_SYMBOL, axis=0).reshape(-1)[patient.place]
     return np.asarray(patient.raw ^ ((patient.raw ^ patient.data) & ~unsettled & ~outer))

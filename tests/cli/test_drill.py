@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from bitward.cli.failure import INTERRUPTED
 from bitward.drill_copy import files_of
 from bitward.drill_faults import faults_for, located
 from bitward.inject import InjectedFlip, InjectedRegion, InjectReport
@@ -16,7 +20,7 @@ from bitward.sample import write_sample
 from bitward_agent.findings import Damage, Flip
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
-from cli.command_line import bitward
+from cli.command_line import COMMAND, TIMEOUT_SECONDS, bitward, environment
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -83,6 +87,37 @@ def test_a_missing_path(tmp_path: Path) -> None:
     done = bitward("drill", tmp_path / "nowhere", "--json")
     assert done.code == 3
     assert done.document["schema"] == "bitward.error/1"
+
+
+def test_zeros_on_zeros_are_no_damage_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.bin"
+    path.write_bytes(bytes(100_000))
+    done = bitward("drill", path, "--json")
+    assert done.code == 0, done.out + done.err
+    assert [fault["name"] for fault in done.document["faults"] if "zero already" in fault["left_out"]] == [
+        "12 KiB zeroed",
+        "12 KiB zeroed, 1 flip in the sidecar",
+    ]
+    assert done.document["drilled"] == 4
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_drill_that_is_stopped_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
+    model = tmp_path / "model.bin"
+    with model.open("wb") as file:
+        file.truncate(128 << 20)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [*COMMAND, "drill", str(model)], env=environment(TMPDIR=str(temporary)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + TIMEOUT_SECONDS
+    while not os.listdir(temporary) and time.monotonic() < limit:
+        time.sleep(0.001)
+    process.send_signal(stop)
+    _, told = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, told.strip()) == (INTERRUPTED, "bitward: interrupted")
+    assert os.listdir(temporary) == []
 
 
 def test_the_sample_is_a_valid_checkpoint_and_the_same_for_a_seed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from bitward.report.damage_text import LINE_LIMIT, LineBudget, damage_lines, flip_line
 from bitward.report.diff_text import diff_lines
@@ -117,6 +118,21 @@ def test_a_lost_block_is_one_line_and_its_bits_are_counted() -> None:
     assert list(damage_lines([lost], LineBudget(), PLAIN)) == [
         "model.layers.3.mlp.down_proj.weight[0, 0] … block 3: 64 KiB, 31,204 bits wrong, repairable from parity"
     ]
+
+
+def test_neighbouring_lost_blocks_are_one_region() -> None:
+    def lost(block: int, **more: Any) -> Damage:
+        return replace(ONE, block=block, offset=block << 16, flip_count=1000, flips=(), **more)
+
+    damage = [lost(3), lost(4), lost(5), lost(7), lost(8, repairable=False, source="none"), replace(ONE, block=9), lost(10)]
+    assert list(damage_lines(damage, LineBudget(), PLAIN)) == [
+        "model.layers.3.mlp.down_proj.weight blocks 3 to 5: 192 KiB, 3,000 bits wrong, repairable from parity",
+        "model.layers.3.mlp.down_proj.weight block 7: 64 KiB, 1,000 bits wrong, repairable from parity",
+        "model.layers.3.mlp.down_proj.weight block 8: 64 KiB, 1,000 bits wrong, not repairable with what is at hand",
+        flip_line(FLIP, PLAIN),
+        "model.layers.3.mlp.down_proj.weight block 10: 64 KiB, 1,000 bits wrong, repairable from parity",
+    ]
+    assert list(damage_lines(damage, LineBudget(0), PLAIN)) == ["… and 7 more (use --json)"]
 
 
 def test_an_unreadable_block() -> None:

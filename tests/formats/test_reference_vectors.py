@@ -36,36 +36,10 @@ from bitward_formats.reference.inner import correct_flips, inner_blob
 from bitward_formats.reference.packing import pack_lanes, unpack_lanes
 from bitward_formats.reference.reading import read_sidecar
 from bitward_formats.spans import OPAQUE_KIND, Layout, RecordKind, Role, Span
+from vector_cases import FOLDER, content_of, edited, layout_of, load_cases
 
-FOLDER = Path(__file__).parents[2] / "formats" / "vectors"
 # Repairs of the other cases take the same paths and more time.
 REPAIRED_CASES = ("one-byte", "opaque-65537", "mixed-standard", "mixed-by-kind", "records-20")
-
-
-def load_cases(kind: str) -> list[Any]:
-    """The cases of a kind as pytest parameters."""
-    document = json.loads((FOLDER / "vectors.json").read_text("utf-8"))
-    return [pytest.param(case, id=case["name"]) for case in document["cases"] if case["kind"] == kind]
-
-
-def layout_of(described: dict[str, Any], file_bytes: int) -> Layout:
-    """A layout from its description."""
-    kinds = [RecordKind(kind["record_bytes"], bytes.fromhex(kind["critical_mask"])) for kind in described["kinds"]]
-    return Layout(
-        described["format"],
-        file_bytes,
-        tuple(
-            Span(Role(one["role"]), kinds[one["kind_index"]], one["offset"], one["bytes"], one["dtype"], tuple(one["dims"]), one["name"])
-            for one in described["spans"]
-        ),
-    )
-
-
-def content_of(case: dict[str, Any]) -> bytes:
-    """The protected file, by the rule of the document's notes."""
-    label, file_bytes = case["content_label"].encode("ascii"), case["file_bytes"]
-    digests = [hashlib.sha256(label + number.to_bytes(8, "little")).digest() for number in range(file_bytes // 32 + 1)]
-    return b"".join(digests)[:file_bytes]
 
 
 def sidecar_of(case: dict[str, Any], file: bytes) -> bytes:
@@ -82,25 +56,6 @@ def sidecar_of(case: dict[str, Any], file: bytes) -> bytes:
         protected_ns=case["protected_ns"],
         trusted_sha256=bytes.fromhex(case["trusted_sha256"]),
     )
-
-
-def edited(original: bytes, target: str, edits: list[dict[str, Any]]) -> bytes:
-    """``original`` after those edits that are meant for it."""
-    data = bytearray(original)
-    for edit in edits:
-        at = edit["offset"]
-        if edit["target"] != target:
-            continue
-        if "xor" in edit:
-            data[at] ^= edit["xor"]
-        elif "zero_bytes" in edit:
-            data[at : at + edit["zero_bytes"]] = bytes(edit["zero_bytes"])
-        elif "write" in edit:
-            data[at : at + len(edit["write"]) // 2] = bytes.fromhex(edit["write"])
-        else:
-            assert edit["cut"]
-            del data[at:]
-    return bytes(data)
 
 
 @pytest.mark.parametrize("case", load_cases("file"))

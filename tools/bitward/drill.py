@@ -172,6 +172,9 @@ def _prepare(original: Path | None, folder: Path, seed: int, jobs: int | None, s
 def _run(fault: Fault, patient: _Patient, seed: int, sink: ProgressSink | None) -> FaultResult:
     """One fault from damage to comparison."""
     done = _damage(fault, patient, seed)
+    if done is not None and done.zero is not None and not done.zero.changed_bits:
+        patient.reset()  # the sidecar may have been hurt already
+        return FaultResult(fault.name, left_out="the bytes that would be zeroed are zero already")
     seen = verify(patient.unit, jobs=patient.jobs, progress=sink)
     file = _about(seen, patient.file)
     mended = repair(patient.unit, jobs=patient.jobs, progress=sink)

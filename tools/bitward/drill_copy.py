@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -36,9 +37,22 @@ def is_sidecar(name: str) -> bool:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder under TMPDIR that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="bitward-drill-") as folder:
-        yield Path(folder).resolve()
+    """A folder under TMPDIR that is gone afterwards, whenever the drill is interrupted.
+
+    Its name is known before it is made: with ``tempfile`` an interrupt between making and remembering would leave it behind.
+    """
+    folder = Path(tempfile.gettempdir(), f"bitward-drill-{secrets.token_hex(8)}").resolve()
+    is_ours = True
+    try:
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            is_ours = False
+            raise
+        yield folder
+    finally:
+        if is_ours:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _regular(path: Path) -> bool:

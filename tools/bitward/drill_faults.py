@@ -15,7 +15,7 @@ from bitward_agent.findings import Damage, Flip
 from bitward_formats.spans import Layout, Span
 
 _BURST_BYTES = 36
-"""The burst in a published shard of OPT-175B (metaseq issue 122)."""
+"""The burst in a published shard of OPT-175B."""
 
 _REGION_BYTES = 1 << 16
 """What a bad cluster or a lost network buffer takes: the commonest loss of files at rest."""

@@ -33,16 +33,21 @@ def _os_error(error: OSError) -> str:
     return f"{' -> '.join(names)}: {reason}" if names else reason
 
 
+def _usage(error: click.ClickException) -> str:
+    """How the command is used; the whole help for somebody who called ``bitward`` alone."""
+    context = getattr(error, "ctx", None)
+    if not isinstance(context, click.Context):
+        return ""
+    if isinstance(context.command, click.Group) and error.format_message().startswith("Missing command"):
+        return context.get_help()
+    return f"{context.get_usage()}\nTry '{context.command_path} --help' for help."
+
+
 def failure_of(error: BaseException) -> Failure:
     """Sort an error by whose fault it is: the caller's, the files' and the machine's, or ours."""
     match error:
-        case click.exceptions.NoArgsIsHelpError():
-            return Failure("no command given", ExitCode.USAGE, error.format_message())
         case click.ClickException():
-            context = getattr(error, "ctx", None)
-            hint = f"\nTry '{context.command_path} --help' for help." if context else ""
-            usage = f"{context.get_usage()}{hint}" if context else ""
-            return Failure(printable_text(error.format_message()), ExitCode.USAGE, usage)
+            return Failure(printable_text(error.format_message()), ExitCode.USAGE, _usage(error))
         case KeyboardInterrupt() | click.Abort():
             return Failure("interrupted", INTERRUPTED)
         case InputError():

@@ -25,7 +25,7 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="bitward", message="%(prog)s %(version)s")
 def bitward() -> None:
     """Keep model weights true: parity and hashes beside a checkpoint, flipped bits found and put back.

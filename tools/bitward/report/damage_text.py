@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitward.report.names import printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size, value_pair
@@ -53,14 +53,20 @@ def remedy(one: Damage) -> str:
     return f"repairable from {printable_text(one.source)}" if one.repairable else "not repairable with what is at hand"
 
 
-def block_line(one: Damage, style: Style) -> str:
-    """A block that is told as a whole: lost, unreadable, or with too many wrong bits to name."""
+def block_line(one: Damage, style: Style, last: Damage | None = None) -> str:
+    """A block that is told as a whole: lost, unreadable, or with too many wrong bits to name.
+
+    With ``last`` it stands for all blocks from ``one`` to that one, whose bits ``one`` counts.
+    """
+    end = last or one
+    length = end.offset + end.length - one.offset
+    blocks = f"block {one.block:,}" if last is None else f"blocks {one.block:,} to {end.block:,}"
     if one.tensor is None:
-        place = f"bytes {one.offset:,} to {one.offset + one.length - 1:,}"
+        place = f"bytes {one.offset:,} to {one.offset + length - 1:,}"
     elif one.flips:
-        place = f"{element_name(one.tensor, one.flips[0].index)} … block {one.block:,}"
+        place = f"{element_name(one.tensor, one.flips[0].index)} … {blocks}"
     else:
-        place = f"{printable_tensor(one.tensor)} block {one.block:,}"
+        place = f"{printable_tensor(one.tensor)} {blocks}"
     if one.unreadable:
         state = "cannot be read (I/O error)"
     elif one.flip_count:
@@ -68,11 +74,38 @@ def block_line(one: Damage, style: Style) -> str:
     else:
         state = "contents wrong"
     told = style.good(remedy(one)) if one.repairable else style.bad(remedy(one))
-    return f"{style.strong(place)}: {exact_size(one.length)}, {state}, {told}"
+    return f"{style.strong(place)}: {exact_size(length)}, {state}, {told}"
 
 
 def _listed_singly(one: Damage) -> bool:
     return bool(one.flips) and one.flip_count <= WHOLESALE_FLIPS and not one.unreadable
+
+
+def _goes_on(one: Damage, following: Damage) -> bool:
+    """Whether two lost blocks lie side by side and the same is to be said of both: a lost region is one thing to a reader."""
+    same = (one.tensor, one.repairable, one.source, one.unreadable, one.flip_count == 0)
+    other = (following.tensor, following.repairable, following.source, following.unreadable, following.flip_count == 0)
+    return same == other and following.block == one.block + 1 and following.offset == one.offset + one.length
+
+
+def _regions(damage: Iterable[Damage]) -> Iterator[list[Damage]]:
+    """The damage in order, neighbouring lost blocks together."""
+    region: list[Damage] = []
+    for one in damage:
+        if region and not _listed_singly(one) and not _listed_singly(region[-1]) and _goes_on(region[-1], one):
+            region.append(one)
+            continue
+        if region:
+            yield region
+        region = [one]
+    if region:
+        yield region
+
+
+def _region_line(region: list[Damage], style: Style) -> str:
+    if len(region) == 1:
+        return block_line(region[0], style)
+    return block_line(replace(region[0], flip_count=sum(one.flip_count for one in region)), style, region[-1])
 
 
 def damage_lines(damage: Iterable[Damage], budget: LineBudget, style: Style, *, unlisted: int = 0) -> Iterator[str]:
@@ -81,7 +114,8 @@ def damage_lines(damage: Iterable[Damage], budget: LineBudget, style: Style, *, 
     ``unlisted`` counts blocks that the report itself left out.
     """
     left_out = unlisted
-    for one in damage:
+    for region in _regions(damage):
+        one = region[0]
         if _listed_singly(one):
             shown = 0
             for flip in one.flips:
@@ -91,9 +125,9 @@ def damage_lines(damage: Iterable[Damage], budget: LineBudget, style: Style, *, 
                 shown += 1
             left_out += one.flip_count - shown
         elif budget.take():
-            yield block_line(one, style)
+            yield _region_line(region, style)
         else:
-            left_out += 1
+            left_out += len(region)
     if left_out:
         yield style.dim(f"… and {left_out:,} more (use --json)")
 

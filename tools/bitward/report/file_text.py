@@ -37,8 +37,8 @@ def head_line(path: str, words: str, byte_count: int, duration: float | None, st
     return f"{style.strong(printable(path))}: {words}  {measure}"
 
 
-def sidecar_lines(sidecar: SidecarReport, style: Style, *, usable: bool, said: str = "") -> Iterator[str]:
-    """What there is to say of a sidecar that is not intact. ``said`` is what the reader was told already."""
+def sidecar_lines(sidecar: SidecarReport, style: Style, *, usable: bool) -> Iterator[str]:
+    """What there is to say of a sidecar that is not intact."""
     words = {
         SidecarState.INTACT: "",
         SidecarState.HEALED: style.good("was damaged, is whole again"),
@@ -46,9 +46,20 @@ def sidecar_lines(sidecar: SidecarReport, style: Style, *, usable: bool, said: s
         SidecarState.MISSING: "",
     }[sidecar.state]
     pages = f"{count(sidecar.lost_pages, 'page')} failed their check" if sidecar.lost_pages else ""
-    detail = printable_text(sidecar.message if sidecar.message not in said else "") or pages
+    detail = printable_text(sidecar.message) or pages
     if words:
         yield f"sidecar {printable(sidecar.path)}: {words}" + (f" ({detail})" if detail else "")
+
+
+def own_message(message: str, sidecar: SidecarReport) -> Iterator[str]:
+    """What a report says of a file, unless the line about its sidecar says it."""
+    if message and not (sidecar.message and sidecar.message in message):
+        yield printable_text(message)
+
+
+def new_sidecar_hint(path: str) -> str:
+    """What is left to do where a sidecar is beyond use."""
+    return f"if you know that the file is right, {command('protect', path, ' --force')} makes a new sidecar"
 
 
 def _named(names: Iterable[str], words: str, style: Style) -> Iterator[str]:

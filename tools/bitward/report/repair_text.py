@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bitward.report.damage_text import LINE_LIMIT, LineBudget, damage_lines, memory_note
-from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.file_text import head_line, own_message, pace, sidecar_lines, unit_lines, verdict_words
 from bitward.report.names import command, printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size
 from bitward.report.style import Style
@@ -64,8 +64,7 @@ def _write_summary(file: FileRepair) -> str:
 
 
 def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[str]:
-    if file.message:
-        yield printable_text(file.message)
+    yield from own_message(file.message, file.sidecar)
     for shown, write in enumerate(sorted(file.writes, key=lambda write: write.offset)):
         if shown == LINE_LIMIT or not budget.take():
             yield style.dim(f"… and {len(file.writes) - shown:,} more (use --json)")
@@ -77,7 +76,7 @@ def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[
     note = memory_note(file.damage)
     if note:
         yield style.warn(note)
-    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE, said=file.message)
+    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
     yield from _what_next(file, style)
 
 

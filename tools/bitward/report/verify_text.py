@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitward.report.damage_text import LineBudget, damage_lines, memory_note, summary
-from bitward.report.file_text import head_line, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.file_text import head_line, new_sidecar_hint, own_message, pace, sidecar_lines, unit_lines, verdict_words
 from bitward.report.names import command, printable, printable_text
 from bitward.report.numbers import count
 from bitward.report.style import Style
@@ -37,15 +37,17 @@ def sidecar_only_lines(report: VerifyReport, style: Style) -> Iterator[str]:
         yield from sidecar_lines(sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
         if sidecar.state is SidecarState.MISSING:
             yield f"{style.strong(printable(file.path))}: {_nothing_known(file)}"
+        elif file.verdict is Verdict.UNVERIFIABLE:
+            yield f"  {new_sidecar_hint(file.path)}"
         else:
             yield f"  {command('repair', file.path)} puts it back if the file is intact"
     yield from unit_lines(report.units, style)
 
 
 def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Iterator[str]:
-    if file.message and not _lacks_sidecar(file):
-        yield printable_text(file.message)
-    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE, said=file.message)
+    if not _lacks_sidecar(file):
+        yield from own_message(file.message, file.sidecar)
+    yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
     if file.damage or file.damaged_blocks:
         unlisted = max(0, file.damaged_blocks - len(file.damage))
         yield from damage_lines(file.damage, budget, style, unlisted=unlisted)
@@ -65,7 +67,11 @@ def _lacks_sidecar(file: FileVerification) -> bool:
 
 
 def _nothing_known(file: FileVerification) -> str:
-    return f"no sidecar: run {command('protect', file.path)} to make one" if _lacks_sidecar(file) else printable_text(file.message)
+    if not _lacks_sidecar(file):
+        return printable_text(file.message)
+    if file.path.endswith(".ward"):
+        return "this is a sidecar itself: give the path of the file that it protects"
+    return f"no sidecar: run {command('protect', file.path)} to make one"
 
 
 def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
@@ -78,6 +84,8 @@ def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
             yield f"{command('protect', file.path)} protects what is there now"
         case Verdict.UNVERIFIABLE if _lacks_sidecar(file):
             yield _nothing_known(file)
+        case Verdict.UNVERIFIABLE if file.sidecar.state is SidecarState.DAMAGED and file.sidecar.message in file.message:
+            yield new_sidecar_hint(file.path)
         case Verdict.INTACT if file.sidecar.state is not SidecarState.INTACT:
             yield f"the file is right; {command('repair', file.path)} puts its sidecar back"
         case _:
