@@ -123,7 +123,8 @@ def _elements_changed(span: Span, left: Bytes, right: Bytes) -> tuple[int, float
     rows = ((left ^ right).reshape(-1, size) != 0).any(axis=1).nonzero()[0]
     largest = 0.0
     for row in rows[:4096].tolist():
-        values = [records.decode_element(span.dtype, int.from_bytes(data[row * size : (row + 1) * size].tobytes(), "little")) for data in (left, right)]
+        raw = [int.from_bytes(data[row * size : (row + 1) * size].tobytes(), "little") for data in (left, right)]
+        values = [records.decode_element(span.dtype, bits) for bits in raw]
         if not any(isinstance(value, str) for value in values):
             largest = max(largest, abs(float(values[1]) - float(values[0])))
     return int(rows.size), largest

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,7 @@ class Coder:
         self.jobs = jobs or default_jobs()
         self.done_bytes = 0
         self._lock = threading.Lock()
+        self._stopped = False
 
     def run(self, put: Callable[[ZoneParity], None]) -> None:
         """Code all zones; ``put`` is called with each as it is complete, never twice at the same time."""
@@ -109,16 +111,22 @@ class Coder:
                     put(coder.result())
 
             if parts == 1:
-                for future in [pool.submit(whole_zone, zone) for zone in zones]:
-                    future.result()
+                self._join([pool.submit(whole_zone, zone) for zone in zones])
                 return
             for zone in zones:
                 coder = _ZoneCoder(zone, self.groups)
                 cuts = sorted({index * zone.stripe_count // parts for index in range(parts + 1)})
-                pairs = list(zip(cuts, cuts[1:], strict=False))
-                for future in [pool.submit(self._stripes, coder, low, high) for low, high in pairs]:
-                    future.result()
+                self._join([pool.submit(self._stripes, coder, low, high) for low, high in pairwise(cuts)])
                 put(coder.result())
+
+    def _join(self, futures: list[Future[None]]) -> None:
+        """Wait for workers; when one fails, or the user interrupts, the others end early."""
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            self._stopped = True
+            raise
 
     def _stripes(self, coder: _ZoneCoder, low: int, high: int) -> None:
         """Code stripes ``low .. high`` of a zone."""
@@ -129,6 +137,8 @@ class Coder:
         for position in range(zone.stripe_length(low)):
             last = min(high, zone.slot_count - position * zone.stripe_count)
             for at in range(low, last, _BATCH_SLOTS):
+                if self._stopped:
+                    return
                 self._batch(coder, accumulator, position, at, min(at + _BATCH_SLOTS, last), low, buffer)
         coder.keep(low, accumulator, high - low)
 
@@ -156,7 +166,7 @@ class Coder:
                 self.progress(Progress(self.task, self.file.path, self.done_bytes, self.plan.table.layout.file_bytes))
 
     def _keep_leaf(self, number: int, index: int, data: Bytes) -> None:
-        self.leaves[number * self.leaf_bytes : (number + 1) * self.leaf_bytes] = self.leaf(data, index, data.size)
+        self.leaves[number * self.leaf_bytes : (number + 1) * self.leaf_bytes] = self.leaf(memoryview(data), index, data.size)  # type: ignore[arg-type]  # arrays are buffers
 
     def _full_run(self, coder: _ZoneCoder, slot: int, run: Run, buffer: Bytes) -> Bytes:
         """Read, hash and inner-code a run of full blocks; returns them as slots (count, slot_bytes)."""

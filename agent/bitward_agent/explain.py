@@ -79,8 +79,9 @@ def _guarantees(sidecar: Sidecar) -> tuple[LaneGuarantee, ...]:
 def longest_burst_bytes(sidecar: Sidecar) -> int:
     """The longest run of lost bytes that is sure to come back whole, wherever it begins.
 
-    A burst may take two slots of every stripe. Slots lie in file order, stripe by stripe, but short blocks are packed into slots that may belong
-    to any stripe, so one slot of each stripe is kept back for them; a burst that begins within a block takes one block more than its length says.
+    A burst may take two slots of every stripe. Slots lie in file order, stripe by stripe, but short blocks are packed into slots that may
+    belong to any stripe, so one slot of each stripe is kept back for them; a burst that begins within a block takes one block more than
+    its length says.
     """
     if not sidecar.superblock.file_bytes:
         return 0

@@ -236,8 +236,8 @@ class ProtectReport:
 class LaneGuarantee:
     """What one lane group of one record kind can bear.
 
-    ``flips_per_cell_and_lane`` wrong bits of one lane among ``cell_records`` neighbouring records (``cell_bytes`` bytes) are put back by the inner code
-    alone; ``blocks_per_stripe`` lost blocks of a stripe of ``stripe_slots`` by the outer code (0: none).
+    ``flips_per_cell_and_lane`` wrong bits of one lane among ``cell_records`` neighbouring records (``cell_bytes`` bytes) are put back by
+    the inner code alone; ``blocks_per_stripe`` lost blocks of a stripe of ``stripe_slots`` by the outer code (0: none).
     """
 
     lanes: str

@@ -31,7 +31,7 @@ def list_flips(block: Block, found: Bytes, correct: Bytes, limit: int) -> tuple[
         wrong = int(difference[at])
         for bit in range(8):
             if wrong >> bit & 1:
-                flips.append(describe(at, bit, found, correct))
+                flips.append(describe(at, bit, found, correct))  # noqa: PERF401  # two loops deep
     return tuple(flips[:limit])
 
 

@@ -6,8 +6,8 @@ from bitward_agent.findings import ProgressSink, SidecarReport, SidecarState
 from bitward_agent.io import Disk, atomic_file
 from bitward_agent.protect import Protection, protect_file
 from bitward_agent.verify import OpenPair
-from bitward_formats.pages import PAGE_BYTES, PAYLOAD_BYTES, mend_flip
-from bitward_formats.sidecar import Section, metadata_pages
+from bitward_formats.pages import PAGE_BYTES, Section, mend_flip
+from bitward_formats.sidecar import metadata_pages
 
 _COPY_PAGES = 256
 
@@ -29,8 +29,10 @@ def heal_sidecar(
             origin=block.origin_label,
             layout=pair.sidecar.layout,
             mtime_ns=block.mtime_ns,
+            salt=block.salt,
+            root=block.root,
         )
-        protect_file(path, pair.ward.path, protection, force=True, jobs=jobs, progress=progress, task="sidecar", disk=disk)
+        protect_file(path, pair.ward.path, protection, jobs=jobs, progress=progress, task="sidecar", disk=disk)
         return SidecarReport(pair.ward.path, SidecarState.HEALED, 0, f"{len(pair.lost)} damaged pages were made anew")
     left = _mend(pair, disk)
     if left:
@@ -41,8 +43,8 @@ def heal_sidecar(
 def _mend(pair: OpenPair, disk: Disk) -> int:
     """Rewrite the sidecar with its metadata whole and single flips in parity pages undone; returns the pages still bad."""
     sidecar, plan = pair.sidecar, pair.sidecar.plan
-    sections = {page: section for section, _, first, count in plan.sections() for page in range(first, first + count) if page in set(pair.lost)}
-    left = 0
+    lost, left = set(pair.lost), 0
+    sections = {page: section for section, _, first, count in plan.sections() for page in range(first, first + count) if page in lost}
     with atomic_file(pair.ward.path, disk) as target:
         for at in range(0, plan.total_pages, _COPY_PAGES):
             count = min(_COPY_PAGES, plan.total_pages - at)
@@ -59,5 +61,4 @@ def _mend(pair: OpenPair, disk: Disk) -> int:
                 left += 1
             else:
                 target.write_all(mended, page * PAGE_BYTES)
-    assert PAYLOAD_BYTES < PAGE_BYTES
     return left

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -50,11 +49,11 @@ class Disk:
     def set_mtime(self, fd: int, atime_ns: int, mtime_ns: int) -> None:
         os.utime(fd, ns=(atime_ns, mtime_ns))
 
-    def replace(self, source: str, target: str) -> None:
-        os.replace(source, target)
+    def replace(self, source: str, target: str, *, dir_fd: int | None = None) -> None:
+        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
-    def unlink(self, path: str) -> None:
-        os.unlink(path)
+    def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
+        os.unlink(path, dir_fd=dir_fd)
 
 
 DISK = Disk()
@@ -74,22 +73,76 @@ def _state(result: os.stat_result) -> FileState:
     return FileState(result.st_size, result.st_mtime_ns, result.st_dev, result.st_ino)
 
 
+def open_folder(path: str, disk: Disk = DISK) -> int:
+    """A descriptor (O_PATH) of a folder. No symbolic link is followed on the way, so nobody can lead it elsewhere.
+
+    Raises:
+        OSError: a component is missing, or a link.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    fd = disk.open("/" if path.startswith("/") else ".", flags)
+    for part in path.split("/"):
+        if part in ("", "."):
+            continue
+        try:
+            below = disk.open(part, flags, dir_fd=fd)
+        finally:
+            disk.close(fd)
+        fd = below
+    return fd
+
+
+def _open_beneath(path: str, flags: int, disk: Disk) -> int:
+    folder, name = os.path.split(path)
+    folder_fd = open_folder(folder, disk)
+    try:
+        return disk.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder_fd)
+    finally:
+        disk.close(folder_fd)
+
+
+def reason(error: OSError) -> str:
+    """What the operating system says, with what to do about it where that is known."""
+    text = error.strerror or str(error)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{text}; make room and try again"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{text}; run it as a user who may write there"
+        case errno.ELOOP:
+            return "a symbolic link is in its place, which is not followed"
+    return text
+
+
 class OpenFile:
-    """A regular file, open by descriptor. Never follows a symbolic link at the last component, never blocks on a FIFO."""
+    """A regular file, open by descriptor. Follows no symbolic link in any component, never blocks on a FIFO.
+
+    So ``path`` must be what :func:`resolve` gave, or lie below it.
+    """
 
     def __init__(self, path: str, *, write: bool = False, disk: Disk = DISK) -> None:
-        self.path = path
-        self.disk = disk
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK
+        self.path, self.disk, self.fd = path, disk, -1
         try:
-            self.fd = disk.open(path, flags)
+            self.fd = _open_beneath(path, os.O_RDWR if write else os.O_RDONLY, disk)
+            mode = disk.stat(self.fd).st_mode
         except OSError as error:
-            kind = WriteError if write and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) else UnreadableError
-            raise kind(f"{path}: cannot open: {error.strerror}") from error
-        self._stat = disk.stat(self.fd)
-        if not stat.S_ISREG(self._stat.st_mode):
+            self.close()
+            if error.errno in (errno.ENXIO, errno.EISDIR):  # a socket, a device without a driver, a directory
+                raise NotRegularFileError(f"{path}: not a regular file") from error
+            if write and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise WriteError(f"{path}: cannot open for writing: {reason(error)}") from error
+            why = "a symbolic link is in its place, which is not followed" if error.errno == errno.ELOOP else error.strerror
+            raise UnreadableError(f"{path}: cannot open: {why}") from error
+        if not stat.S_ISREG(mode):
             self.close()
             raise NotRegularFileError(f"{path}: not a regular file")
+
+    @classmethod
+    def adopt(cls, path: str, fd: int, disk: Disk) -> Self:
+        """Take over an open descriptor."""
+        file = cls.__new__(cls)
+        file.path, file.disk, file.fd = path, disk, fd
+        return file
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +158,33 @@ class OpenFile:
     def state(self) -> FileState:
         """The file's state now."""
         return _state(self.disk.stat(self.fd))
+
+    def is_still_named(self) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            fd = _open_beneath(self.path, os.O_PATH, self.disk)
+        except OSError:
+            return False
+        try:
+            there, here = self.disk.stat(fd), self.disk.stat(self.fd)
+        finally:
+            self.disk.close(fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def lock(self) -> None:
+        """Keep other Bitwards from repairing this file until it is closed. Where the file system has no locks, nothing does.
+
+        Raises:
+            BusyError: another one is at it.
+        """
+        import fcntl
+
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{self.path}: another Bitward is at work on it: wait for it to end") from None
+        except OSError:
+            return
 
     def read_into(self, view: memoryview, offset: int) -> list[Range]:
         """Fill ``view`` from ``offset``; what cannot be read is zero. Returns the unreadable ranges of the file, end of file included."""
@@ -154,7 +234,7 @@ class OpenFile:
                 count = self.disk.write(self.fd, view, offset)
                 view, offset = view[count:], offset + count
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot write at byte {offset}: {error.strerror}") from error
+            raise WriteError(f"{self.path}: cannot write at byte {offset}: {reason(error)}") from error
 
 
 def merge_ranges(ranges: list[Range]) -> list[Range]:
@@ -174,14 +254,32 @@ def drop_cache(fd: int, offset: int, length: int) -> None:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def sync_folder(path: str, disk: Disk = DISK) -> None:
+def sync_folder(folder_fd: int, disk: Disk = DISK) -> None:
     """Make a rename or a new name in a folder durable. Some file systems refuse; the rename is in order all the same."""
     with contextlib.suppress(OSError):
-        fd = disk.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        fd = disk.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder_fd)
         try:
             disk.sync(fd)
         finally:
             disk.close(fd)
+
+
+def remove(path: str, disk: Disk = DISK) -> None:
+    """Remove a file, durably.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
+    folder, name = os.path.split(path)
+    try:
+        folder_fd = open_folder(folder, disk)
+        try:
+            disk.unlink(name, dir_fd=folder_fd)
+            sync_folder(folder_fd, disk)
+        finally:
+            disk.close(folder_fd)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot remove: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -194,33 +292,50 @@ def atomic_file(path: str, disk: Disk = DISK) -> Iterator[OpenFile]:
         BusyError: another process is writing the same file.
         WriteError: no space, no permission; the old file, if any, is unharmed and the temporary one removed.
     """
-    import fcntl
-
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
-    file = OpenFile.__new__(OpenFile)
-    file.path, file.disk = temporary, disk
+    folder, name = os.path.split(path)
+    temporary = f".{name}.new"
     try:
-        file.fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        folder_fd = open_folder(folder, disk)
     except OSError as error:
-        raise WriteError(f"{path}: cannot write beside it: {error.strerror}; use --sidecar-dir to put it elsewhere") from error
+        raise WriteError(f"{path}: cannot write: {error.strerror}: {folder or '.'}") from error
     try:
-        try:
-            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{path}: another Bitward is writing it") from error
-        try:
-            disk.truncate(file.fd, 0)
-            yield file
-            disk.sync(file.fd)
-            disk.replace(temporary, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                disk.unlink(temporary)
-            if isinstance(error, OSError):
-                raise WriteError(f"{path}: cannot write: {error.strerror}; nothing was changed") from error
-            raise
-        sync_folder(path, disk)
+        with _temporary_file(path, temporary, folder_fd, disk) as file:
+            try:
+                disk.truncate(file.fd, 0)
+                yield file
+                disk.sync(file.fd)
+                disk.replace(temporary, name, dir_fd=folder_fd)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    disk.unlink(temporary, dir_fd=folder_fd)
+                if isinstance(error, OSError):
+                    raise WriteError(f"{path}: cannot write: {reason(error)}") from error
+                raise
+            sync_folder(folder_fd, disk)
     finally:
+        disk.close(folder_fd)
+
+
+def _temporary_file(path: str, temporary: str, folder_fd: int, disk: Disk) -> OpenFile:
+    """The temporary file, open and locked."""
+    beside = os.path.join(os.path.dirname(path), temporary)
+    while True:
+        try:
+            fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
+        except OSError as error:
+            hint = "; or put sidecars elsewhere with --sidecar-dir" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+            raise WriteError(f"{path}: cannot write beside it: {reason(error)}{hint}") from error
+        file = OpenFile.adopt(beside, fd, disk)
+        try:
+            file.lock()
+            found = disk.stat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise WriteError(f"{beside}: is in the way and not Bitward's own: remove it")
+            if file.is_still_named():  # else its last writer renamed or removed it between our opening and locking it
+                return file
+        except BaseException:
+            file.close()
+            raise
         file.close()
 
 
@@ -235,4 +350,5 @@ def sidecar_path(path: str, sidecar_dir: str | None = None) -> str:
 
 
 def journal_path(sidecar: str) -> str:
-    return str(Path(sidecar)) + "-journal"
+    """Where the undo journal of a repair is, while one is under way."""
+    return sidecar + "-journal"

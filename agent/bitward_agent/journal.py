@@ -1,25 +1,33 @@
 """The undo journal of a repair, and the log of repairs that were made.
 
 The journal appears whole (it is written like a sidecar) before the first byte of the file is touched, and goes when all
-was read back. A crash in between leaves it, and the next repair puts the old bytes back before it starts anew: so a torn
-write is never worse than the damage was.
+was read back. A crash in between leaves it, and the next repair puts the old bytes back where no digest vouches for the new
+ones, before it starts anew: so a torn write is never worse than the damage was. A journal is not believed either: it cannot
+make a block bad that is good.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file, sync_folder
+from bitward_agent.errors import JournalError, WriteError
+from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file, open_folder, reason, remove
 
 MAGIC = b"BWUNDO1\n"
+JOURNAL_LIMIT_BYTES = 96 << 20
+"""More than any repair writes at once; what is longer is not read."""
+
 _HEAD = struct.Struct("<8sQqQQQI")
 _ENTRY = struct.Struct("<QI")
 _DIGEST_BYTES = 32
+_FILE_LIMIT_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +35,16 @@ class UndoEntry:
     """``before``: what the file held at ``offset``."""
 
     offset: int
-    before: bytes
+    before: bytes | memoryview
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.before)
 
 
 @dataclass(frozen=True, slots=True)
 class UndoJournal:
-    """``size`` and ``mtime_ns`` are the file's before the repair; device and inode say which file it is."""
+    """``state`` is the file's before the repair: size, modification time, and which file it is."""
 
     state: FileState
     entries: tuple[UndoEntry, ...]
@@ -61,59 +73,90 @@ def write_journal(path: str, state: FileState, entries: Sequence[UndoEntry], dis
 
 
 def read_journal(path: str, disk: Disk = DISK) -> UndoJournal | None:
-    """The journal under ``path``; ``None`` if it is not whole (then nothing had been written yet)."""
+    """The journal under ``path``; ``None`` if it has rotted: it was whole when it appeared.
+
+    Raises:
+        JournalError: this is not what a repair leaves.
+        UnreadableError: it cannot be opened.
+    """
     with OpenFile(path, disk=disk) as file:
-        data = file.read(0, file.state().size)
+        size = file.state().size
+        if size > JOURNAL_LIMIT_BYTES:
+            raise JournalError(f"{path}: {size} bytes are too many for an undo journal: remove it, then repair again")
+        data = memoryview(file.read(0, size))
     if len(data) < _HEAD.size + _DIGEST_BYTES:
         return None
     body, stored = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != stored or not body.startswith(MAGIC):
+    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != stored or body[: len(MAGIC)] != MAGIC:
         return None
-    _, size, mtime_ns, device, inode, _, count = _HEAD.unpack_from(body)
+    _, file_size, mtime_ns, device, inode, _, count = _HEAD.unpack_from(body)
     entries, at = [], _HEAD.size
-    for _ in range(count):
-        offset, length = _ENTRY.unpack_from(body, at)
-        at += _ENTRY.size
-        entries.append(UndoEntry(offset, body[at : at + length]))
-        at += length
-    return UndoJournal(FileState(size, mtime_ns, device, inode), tuple(entries))
+    try:
+        for _ in range(count):
+            offset, length = _ENTRY.unpack_from(body, at)
+            at += _ENTRY.size
+            entries.append(UndoEntry(offset, body[at : at + length]))
+            at += length
+    except struct.error:
+        at = -1
+    if at != len(body) or file_size > _FILE_LIMIT_BYTES or any(entry.before and entry.end > file_size for entry in entries):
+        raise JournalError(f"{path}: not the undo journal of a repair: remove it, then repair again")
+    return UndoJournal(FileState(file_size, mtime_ns, device, inode), tuple(entries))
 
 
 def undo(file: OpenFile, journal: UndoJournal) -> None:
-    """Put the file's old bytes and size back and make that durable. May be repeated."""
-    for entry in journal.entries:
-        file.write_all(entry.before, entry.offset)
-    if file.state().size != journal.state.size:
-        file.disk.truncate(file.fd, journal.state.size)
-    file.disk.set_mtime(file.fd, journal.state.mtime_ns, journal.state.mtime_ns)
-    file.disk.sync(file.fd)
+    """Put the file's old bytes, size and time back and make that durable. May be repeated.
+
+    Raises:
+        WriteError: by name and place.
+    """
+    try:
+        for entry in journal.entries:
+            file.write_all(entry.before, entry.offset)
+        if file.state().size != journal.state.size:
+            file.disk.truncate(file.fd, journal.state.size)
+        restore_mtime(file, journal.state.mtime_ns)
+        file.disk.sync(file.fd)
+    except OSError as error:
+        raise WriteError(f"{file.path}: an interrupted repair cannot be undone: {reason(error)}") from error
+
+
+def restore_mtime(file: OpenFile, mtime_ns: int) -> bool:
+    """Set a file's modification time; returns whether that was allowed: only its owner may."""
+    try:
+        file.disk.set_mtime(file.fd, mtime_ns, mtime_ns)
+    except (PermissionError, OverflowError):
+        return False
+    return True
 
 
 def drop_journal(path: str, disk: Disk = DISK) -> None:
     """Forget the journal, durably."""
-    disk.unlink(path)
-    sync_folder(path, disk)
+    remove(path, disk)
 
 
-def recover(path: str, journal: str, disk: Disk = DISK) -> str:
+def recover(path: str, journal: str, still_wrong: Callable[[UndoJournal], UndoJournal], disk: Disk = DISK) -> str:
     """Finish what an interrupted repair left; returns what was done, in words, or ``""``.
 
+    Args:
+        still_wrong: what of a journal to put back: the part that no digest vouches for as it is now.
+
     Raises:
-        UnreadableError, WriteError: the journal or the file cannot be opened; both are left as they are.
+        JournalError, UnreadableError, WriteError: the journal or the file cannot be used; both are left as they are.
     """
     if not os.path.lexists(journal):
         return ""
     kept = read_journal(journal, disk)
     if kept is None:
-        drop_journal(journal, disk)
-        return "dropped an undo journal that was not whole"
-    with OpenFile(path, write=True, disk=disk) as file:
-        now = file.state()
-        if (now.device, now.inode) != (kept.state.device, kept.state.inode):
-            message = "dropped the undo journal of another file that had this name"
-        else:
-            undo(file, kept)
-            message = "undid a repair that was interrupted"
+        message = "an undo journal was damaged and is dropped"
+    else:
+        with OpenFile(path, write=True, disk=disk) as file:
+            # A device's number may be another after a restart; the inode says which file it is.
+            if file.state().inode != kept.state.inode:
+                message = "dropped the undo journal of another file that had this name"
+            else:
+                undo(file, still_wrong(kept))
+                message = "undid a repair that was interrupted"
     drop_journal(journal, disk)
     return message
 
@@ -124,10 +167,20 @@ def log_path(sidecar: str) -> str:
 
 
 def append_log(path: str, record: dict[str, object], disk: Disk = DISK) -> None:
-    """Add a line to the log of repairs and make it durable."""
-    fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-    try:
-        os.write(fd, json.dumps(record, separators=(",", ":")).encode() + b"\n")
+    """Add a line to the log of repairs and make it durable.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+    folder, name = os.path.split(path)
+    with contextlib.ExitStack() as stack:
+        folder_fd = open_folder(folder, disk)
+        stack.callback(disk.close, folder_fd)
+        fd = disk.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
+        stack.callback(disk.close, fd)
+        found = disk.stat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(0, "not a regular file")
+        OpenFile.adopt(path, fd, disk).write_all(line, found.st_size)
         disk.sync(fd)
-    finally:
-        disk.close(fd)

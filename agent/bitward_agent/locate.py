@@ -53,7 +53,7 @@ class Locator:
 
     def is_leaf(self, block: Block, data: Bytes) -> bool:
         """Whether these bytes are what was protected."""
-        return self._leaf(data, block.index, block.length) == self.sidecar.leaf(block.number)
+        return self._leaf(memoryview(data), block.index, block.length) == self.sidecar.leaf(block.number)  # type: ignore[arg-type]
 
     def by_stripe(self, bad_blocks: Sequence[int]) -> Iterator[tuple[Zone, int, list[tuple[Block, int, int]]]]:
         """Bad blocks as (zone, stripe, [(block, position, byte in the slot)])."""

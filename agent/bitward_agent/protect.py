@@ -24,7 +24,8 @@ _HASH_CHUNK_BYTES = 1 << 20
 class Protection:
     """What to make: the lane groups and their name, the leaf hash, and what is known from elsewhere about the file.
 
-    ``trusted_sha256`` is 32 zero bytes where nobody vouches for the file; ``mtime_ns`` of ``None`` means the file's own.
+    ``trusted_sha256`` is 32 zero bytes where nobody vouches for the file; ``mtime_ns`` of ``None`` means the file's own, ``salt`` of
+    ``None`` the usual one. With a ``root`` nothing is written unless the file has it.
     """
 
     groups: LaneGroups
@@ -32,9 +33,12 @@ class Protection:
     leaf_hash: int
     protected_ns: int = 0
     trusted_sha256: bytes = bytes(32)
+    check_sha256: bool = False
     origin: str = "first-seen"
     layout: Layout | None = None
     mtime_ns: int | None = None
+    salt: int | None = None
+    root: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,6 @@ def protect_file(
     sidecar: str,
     protection: Protection,
     *,
-    force: bool = False,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
     task: str = "protect",
@@ -96,18 +99,19 @@ def protect_file(
     """Write the sidecar of a file. The file itself is only read.
 
     Raises:
-        UntrustedError: the file is not what ``trusted_sha256`` says, and ``force`` is not given.
+        UntrustedError: the file is not what ``trusted_sha256`` says.
         BusyError: the file changed meanwhile.
         UnreadableError, WriteError: by name and place.
     """
     with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-sha256") as pool:
         before = file.state()
-        vouched = any(protection.trusted_sha256) and not force
-        check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if vouched else None
+        check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if protection.check_sha256 else None
         layout = protection.layout or layout_of(file.read, before.size, path)
         plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
         with atomic_file(sidecar, disk) as target:
             superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)
+            if protection.root not in (None, superblock.root):
+                raise BusyError(f"{path}: is no longer what its sidecar vouches for: repair it again")
             if file.state() != before:
                 raise BusyError(f"{path}: changed while it was read: protect it again when its writer is done")
             if check is not None:
@@ -142,7 +146,7 @@ def _write(
         trusted_sha256=protection.trusted_sha256,
         preset=protection.preset,
     )
-    salt = with_salt(draft).salt
+    salt = with_salt(draft).salt if protection.salt is None else protection.salt
     coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task)
 
     def put(zone: ZoneParity) -> None:

@@ -1,16 +1,18 @@
 """Repairing one file in place: decide everything, then journal, write, sync, read back, verify, and only then forget the journal.
 
-In place, so that processes which map the file are healed too. Nothing is written that a digest does not vouch for, unless best effort is asked for.
+In place, so that processes which map the file are healed too. Nothing is written that a digest does not vouch for, unless best effort
+is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from bitward_agent.errors import BitwardError, BusyError, UnreadableError, WriteError
+import numpy as np
+
+from bitward_agent.errors import BitwardError, BusyError, JournalError, WriteError
 from bitward_agent.findings import (
     FLIPS_LISTED_LIMIT,
     Damage,
@@ -26,16 +28,29 @@ from bitward_agent.findings import (
 )
 from bitward_agent.fixes import Decision, Fix, decisions
 from bitward_agent.heal import heal_sidecar
-from bitward_agent.io import DISK, Disk, OpenFile, drop_cache, journal_path
-from bitward_agent.journal import UndoEntry, append_log, drop_journal, log_path, read_journal, recover, undo, write_journal
-from bitward_agent.judge import DamageDescriber, is_rewrite
+from bitward_agent.io import DISK, Disk, OpenFile, drop_cache, journal_path, reason
+from bitward_agent.journal import (
+    UndoEntry,
+    UndoJournal,
+    append_log,
+    drop_journal,
+    log_path,
+    read_journal,
+    recover,
+    restore_mtime,
+    undo,
+    write_journal,
+)
+from bitward_agent.judge import DamageDescriber
 from bitward_agent.locate import Locator
 from bitward_agent.medium import UncachedReader
+from bitward_agent.rewrite import Differences, is_rewrite
 from bitward_agent.scan import ScanResult, scan
 from bitward_agent.sources import Source
 from bitward_agent.verify import FlipBudget, OpenPair, open_pair
+from bitward_formats.blocks import Block
 from bitward_formats.errors import FormatError
-from bitward_formats.spans import Role
+from bitward_formats.spans import BLOCK_LIMIT_BYTES, Role
 
 _BATCH_BYTES = 32 << 20
 """Bytes of blocks that one journal covers; more damage is repaired in several rounds, so that memory stays bounded."""
@@ -52,8 +67,10 @@ class _Tally:
     writes: list[Write] = field(default_factory=list)
     solved: int = 0
     unsolved: int = 0
+    differences: Differences = field(default_factory=Differences)
 
-    def add(self, decision: Decision, describe: DamageDescriber) -> None:
+    def add(self, decision: Decision, describe: DamageDescriber, size: int) -> None:
+        self.differences.add(decision.outcome, size)
         if decision.is_solved:
             self.solved += 1
         else:
@@ -72,6 +89,7 @@ class _Tally:
 
 
 def write_of(fix: Fix) -> Write:
+    """A fix as the report tells it."""
     block = fix.block
     tensor = block.span.name if block.span.role is Role.TENSOR else None
     return Write(tensor, block.index, block.offset, block.length, fix.source, fix.flip_count, fix.vouched)
@@ -101,32 +119,56 @@ def repair_file(
     Every failure to read or write comes back as a value: verdict ``unverifiable``, exit code 3, with the reason; the
     file is then as it was, or an undo journal beside the sidecar puts it back at the next repair.
     """
-    recovered = ""
     try:
-        if not request.dry_run:
-            recovered = recover(path, journal_path(sidecar_path), disk)
         pair = open_pair(path, sidecar_path, disk)
     except (BitwardError, OSError) as error:
         return _failed(path, str(error))
     if isinstance(pair, FileVerification):
         return _failed(path, pair.message, pair.sidecar, pair.bytes)
     try:
-        with _locked(pair.ward):
-            return _Repair(path, pair, request, jobs, progress, disk, recovered).run()
-    except (BitwardError, FormatError, OSError) as error:
+        pair.file.lock()
+        recovered = ""
+        if not request.dry_run:
+            recovered = recover(path, journal_path(sidecar_path), lambda journal: still_wrong(pair, journal), disk)
+        pair.state = pair.file.state()  # now that nobody else repairs it, and recovery is done
+        return _Repair(path, pair, request, jobs, progress, disk, recovered).run()
+    except (BitwardError, FormatError) as error:
         return _failed(path, str(error), pair.sidecar_report(), pair.state.size)
+    except OSError as error:
+        return _failed(path, f"{path}: {reason(error)}", pair.sidecar_report(), pair.state.size)
     finally:
         pair.close()
 
 
-@contextlib.contextmanager
-def _locked(ward: OpenFile) -> Iterator[None]:
-    """One repair of a file at a time."""
-    try:
-        fcntl.flock(ward.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BusyError(f"{ward.path}: another Bitward is repairing this file") from None
-    yield
+def still_wrong(pair: OpenPair, journal: UndoJournal) -> UndoJournal:
+    """The part of an undo journal that is to be put back: blocks that match no digest as they are now, and the size.
+
+    A file that was too short gets that size back unless a good block would be cut; one that was too long and was cut stays cut.
+
+    Raises:
+        JournalError: the journal does not fit the file's blocks.
+    """
+    table, recorded, size = pair.sidecar.plan.table, pair.sidecar.superblock.file_bytes, pair.file.state().size
+    locator = Locator(pair.file, pair.ward, pair.sidecar)
+
+    def is_good(block: Block) -> bool:
+        return locator.is_leaf(block, np.frombuffer(pair.file.read(block.offset, block.length), np.uint8))
+
+    entries = []
+    for entry in journal.entries:
+        if entry.offset == recorded < journal.state.size:
+            continue
+        block = table.at_offset(entry.offset) if entry.offset < recorded else None
+        if block is None or block.offset != entry.offset or len(entry.before) > block.length:
+            raise JournalError(f"{journal_path(pair.ward.path)}: is not about this file as its sidecar has it: remove it, then repair again")
+        if entry.end <= size and not is_good(block):
+            entries.append(entry)
+    old_size = journal.state.size
+    if old_size < size <= recorded:
+        beyond = range(table.at_offset(old_size).number, table.at_offset(size - 1).number + 1)
+        if not any(is_good(table[number]) for number in beyond):
+            size = old_size
+    return UndoJournal(replace(journal.state, size=size), tuple(entries))
 
 
 def _failed(path: str, message: str, sidecar: SidecarReport | None = None, size: int = 0) -> FileRepair:
@@ -153,6 +195,8 @@ class _Repair:
         self.notes = [recovered] if recovered else []
         self.locator = Locator(pair.file, pair.ward, pair.sidecar)
         self.excess = pair.excess_bytes
+        if self.excess:
+            self.notes.append(f"{self.excess} bytes too many at the file's end {'would be' if request.dry_run else 'were'} cut off")
 
     def run(self) -> FileRepair:
         pair, request = self.pair, self.request
@@ -160,8 +204,7 @@ class _Repair:
         if pair.file.state() != pair.state:
             raise BusyError(f"{self.path}: changes while it is read: repair it when its writer is done")
         tally = self._decide(result)
-        all_solved = tally.unsolved == 0
-        if is_rewrite(pair, result, self.excess, all_solved=all_solved) and not request.best_effort:
+        if self._must_not_touch(tally, result):
             self.notes.append("rewritten since it was protected: nothing was written; if that was meant, protect it again")
             return self._report(Verdict.CHANGED, tally, 0, ExitCode.CHANGED)
         if request.dry_run:
@@ -171,9 +214,22 @@ class _Repair:
             repaired = self._write_all(tally, result)
         remaining = len(result.bad_blocks) - repaired
         verdict = Verdict.DAMAGED if remaining else Verdict.INTACT
-        sidecar = heal_sidecar(self.path, pair, file_is_intact=not remaining, jobs=self.jobs, progress=self.progress, disk=self.disk)
         code = ExitCode.NOT_REPAIRABLE if remaining else ExitCode.OK
+        try:
+            sidecar = heal_sidecar(self.path, pair, file_is_intact=not remaining, jobs=self.jobs, progress=self.progress, disk=self.disk)
+        except (BitwardError, OSError) as error:
+            found = pair.sidecar_report()
+            sidecar = replace(found, message=f"{found.message}; not healed: {error}")
+            code = ExitCode.worst([code, ExitCode.CANNOT_TELL])
         return self._report(verdict, tally, repaired, code, sidecar)
+
+    def _must_not_touch(self, tally: _Tally, result: ScanResult) -> bool:
+        """Whether the file was rewritten. A reference that has every bad block, or best effort with most blocks solved, overrules that."""
+        if not is_rewrite(self.pair, result, tally.differences):
+            return False
+        if self.request.sources and not tally.unsolved:
+            return False
+        return not (self.request.best_effort and tally.solved >= tally.unsolved)
 
     def _decide(self, result: ScanResult) -> _Tally:
         tally = _Tally()
@@ -181,7 +237,7 @@ class _Repair:
         done = 0
         try:
             for decision in self._decisions(result):
-                tally.add(decision, describe)
+                tally.add(decision, describe, self.pair.state.size)
                 done += 1
                 if self.progress:
                     self.progress(Progress("locate", self.path, done, len(result.bad_blocks)))
@@ -203,16 +259,17 @@ class _Repair:
                 for decision in self._decisions(result):
                     if decision.fix is not None:
                         batch.append(decision.fix)
-                    if len(batch) * 65536 >= _BATCH_BYTES:
+                    if len(batch) * BLOCK_LIMIT_BYTES >= _BATCH_BYTES:
                         repaired += self._commit(target, batch, last=False)
                         batch = []
                 repaired += self._commit(target, batch, last=True)
             else:
                 repaired = self._commit(target, tally.fixes, last=True)
-            whole = repaired == len(result.bad_blocks)
-            mtime_ns = self.pair.sidecar.superblock.mtime_ns if whole else self.pair.state.mtime_ns
-            self.disk.set_mtime(target.fd, mtime_ns, mtime_ns)
-            self.disk.sync(target.fd)
+            if repaired == len(result.bad_blocks):
+                if restore_mtime(target, self.pair.sidecar.superblock.mtime_ns):
+                    self.disk.sync(target.fd)
+                else:
+                    self.notes.append("its modification time could not be set back: only its owner may do that")
         self._log(tally)
         return repaired
 
@@ -220,12 +277,13 @@ class _Repair:
         """Journal, write, sync, read back, drop the journal. Returns how many blocks a digest now vouches for."""
         journal = journal_path(self.pair.ward.path)
         recorded = self.pair.sidecar.superblock.file_bytes
-        state = target.state()
+        state = replace(target.state(), mtime_ns=self.pair.state.mtime_ns)
         cut = last and state.size > recorded
         entries = [UndoEntry(fix.block.offset, fix.before.tobytes()[: max(0, state.size - fix.block.offset)]) for fix in fixes]
         if cut:
             if self.excess > _BATCH_BYTES:
-                raise WriteError(f"{self.path}: has {self.excess} bytes too many, too many to keep for undoing: cut it to {recorded} bytes yourself")
+                told = f"has {self.excess} bytes too many, more than is kept for undoing: cut it to {recorded} bytes, then repair it"
+                raise WriteError(f"{self.path}: {told}")
             entries.append(UndoEntry(recorded, self.pair.file.read(recorded, self.excess)))
         if not entries:
             return 0
@@ -235,9 +293,10 @@ class _Repair:
                 target.write_all(memoryview(fix.after.tobytes()), fix.block.offset)
             if cut:
                 self.disk.truncate(target.fd, recorded)
+            restore_mtime(target, state.mtime_ns)  # a crash after this leaves no file that looks rewritten
             self.disk.sync(target.fd)
             self._read_back(target, fixes)
-        except WriteError:
+        except (WriteError, OSError):
             self._roll_back(target, journal)
             raise
         drop_journal(journal, self.disk)
@@ -278,8 +337,8 @@ class _Repair:
         }
         try:
             append_log(log_path(self.pair.ward.path), record, self.disk)
-        except OSError as error:
-            self.notes.append(f"the repair could not be logged: {error.strerror}")
+        except (WriteError, OSError) as error:
+            self.notes.append(f"the repair could not be logged: {error}")
 
     def _dry_report(self, tally: _Tally) -> FileRepair:
         damaged = bool(tally.unsolved or tally.solved or self.excess)
@@ -301,12 +360,10 @@ class _Repair:
             sidecar=sidecar or self.pair.sidecar_report(),
             repaired=repaired,
             remaining=tally.solved + tally.unsolved - repaired,
-            writes=tuple(tally.writes[:FLIPS_LISTED_LIMIT]) if verdict is not Verdict.CHANGED else (),
+            writes=tuple(sorted(tally.writes, key=lambda write: write.offset)[:FLIPS_LISTED_LIMIT]) if verdict is not Verdict.CHANGED else (),
             damage=tuple(tally.remaining),
             dry_run=self.request.dry_run,
             message="; ".join(self.notes),
             exit_code=code,
         )
 
-
-__all__ = ["RepairRequest", "UnreadableError", "repair_file"]

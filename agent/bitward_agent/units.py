@@ -70,6 +70,7 @@ def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
 
 
 def index_path(folder: str, sidecar_dir: str | None) -> str:
+    """Where a unit's index is."""
     return os.path.join(sidecar_base(folder, sidecar_dir), UNIT_INDEX_NAME)
 
 

@@ -11,12 +11,10 @@ from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import FLIPS_LISTED_LIMIT, Damage, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, journal_path
 from bitward_agent.scan import ScanResult, scan
-from bitward_formats.errors import FormatError, SidecarError
+from bitward_formats.errors import FormatError
+from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.sidecar import Sidecar, lost_pages, read_sidecar
 from bitward_formats.spans import Role, Span
-
-APPENDED_LIMIT_BYTES = 1 << 20
-"""A file that was modified and has more bytes than this at its end was rewritten, not damaged."""
 
 
 @dataclass(slots=True)
@@ -60,7 +58,7 @@ def open_sidecar(path: str, disk: Disk = DISK) -> tuple[OpenFile, Sidecar, tuple
         size = ward.state().size
         sidecar = read_sidecar(ward.read, size)
         lost = tuple(sorted(set(lost_pages(ward.read, sidecar)) | set(sidecar.lost_pages)))
-        if size != sidecar.plan.total_pages * 4096 and not lost:
+        if size != sidecar.plan.total_pages * PAGE_BYTES and not lost:
             lost = (sidecar.plan.total_pages,)
     except BaseException:
         ward.close()
@@ -81,7 +79,7 @@ def open_pair(path: str, sidecar_path: str, disk: Disk = DISK) -> OpenPair | Fil
         return unverifiable(path, size, missing, "no sidecar: 'bitward protect' makes one")
     try:
         ward, sidecar, lost = open_sidecar(sidecar_path, disk)
-    except (SidecarError, FormatError, BitwardError) as error:
+    except (FormatError, BitwardError) as error:
         file.close()
         report = SidecarReport(sidecar_path, SidecarState.DAMAGED, 0, str(error))
         return unverifiable(path, size, report, f"sidecar cannot be used: {error}")
@@ -139,20 +137,29 @@ def verify_file(
         if wanted is not None and not any(wanted(span) for span in pair.sidecar.layout.spans):
             return unverifiable(path, pair.state.size, pair.sidecar_report(), f"no tensor matches {tensor!r}")
         result = scan(pair.file, pair.sidecar, jobs=jobs, progress=progress, wanted=wanted)
-        if pair.file.state() != pair.state:
-            return unverifiable(path, pair.state.size, pair.sidecar_report(), "the file changes while it is read: verify it when its writer is done")
-        return _verdict(path, pair, result, budget or FlipBudget(), whole=wanted is None)
+        verdict = None if _moves(pair) else _verdict(path, pair, result, budget or FlipBudget(), whole=wanted is None)
+        if verdict is None or _moves(pair):  # the second time because decoding reads the file again
+            told = "the file changes while it is read: verify it when its writer is done"
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
+        if not pair.file.is_still_named():
+            told = "the file was replaced or removed while it was read: verify it again"
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
+        return verdict
     except UnreadableError as error:
         return unverifiable(path, pair.state.size, pair.sidecar_report(), str(error))
     finally:
         pair.close()
 
 
+def _moves(pair: OpenPair) -> bool:
+    return pair.file.state() != pair.state
+
+
 def _sidecar_verdict(path: str, pair: OpenPair) -> FileVerification:
     """Only the sidecar was looked at: damage to it is repairable as long as its metadata could be read."""
     block = pair.sidecar.superblock
     verdict = Verdict.DAMAGED if pair.lost else Verdict.INTACT
-    damage = (Damage(None, page, page * 4096, 4096, True, "reference", "unknown", 0) for page in pair.lost[:FLIPS_LISTED_LIMIT])
+    damage = (Damage(None, page, page * PAGE_BYTES, PAGE_BYTES, True, "reference", "unknown", 0) for page in pair.lost[:FLIPS_LISTED_LIMIT])
     return FileVerification(
         *(path, verdict, 0, block.root.hex(), block.origin_label, pair.modified, pair.sidecar_report()),
         damage=tuple(damage),
@@ -167,7 +174,7 @@ def _verdict(path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, 
     notes = []
     if os.path.lexists(journal_path(pair.ward.path)):
         notes.append("an interrupted repair is pending: 'bitward repair' finishes it")
-    verdict, damage = Verdict.INTACT, ()
+    verdict, damage = Verdict.INTACT, tuple[Damage, ...]()
     if result.bad_blocks or excess:
         from bitward_agent.judge import judge  # loads NumPy: only where there is damage
 

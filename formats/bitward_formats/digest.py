@@ -59,7 +59,7 @@ def leaf_function(leaf_hash: int) -> LeafFunction:
 
     def leaf(data: Buffer, index: int, length: int) -> bytes:
         key = index.to_bytes(8, "little") + length.to_bytes(8, "little") + _BLAKE3_DOMAIN
-        return blake3(data, key=key).digest()  # type: ignore[arg-type]  # its stub says bytes, it takes any buffer
+        return blake3(data, key=key).digest()
 
     return leaf
 
@@ -74,7 +74,8 @@ def run_leaves(leaf_hash: int) -> LeafFunction:
     def run(data: Buffer, first: int, block_bytes: int) -> bytes:
         view = memoryview(data)
         starts = range(0, len(view), block_bytes)
-        return b"".join([leaf(view[at : at + block_bytes], first + step, min(block_bytes, len(view) - at)) for step, at in enumerate(starts)])
+        parts = [view[at : at + block_bytes] for at in starts]
+        return b"".join([leaf(part, first + step, len(part)) for step, part in enumerate(parts)])
 
     def run_xxh3(data: Buffer, first: int, block_bytes: int) -> bytes:
         view, digest = memoryview(data), _xxh3_128_digest

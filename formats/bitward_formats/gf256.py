@@ -30,13 +30,13 @@ POWER, LOGARITHM = _tables()
 
 def multiply_by_power(values: Bytes, exponents: npt.NDArray[np.int16] | int) -> Bytes:
     """values · 2^exponents, element by element; exponents may be negative."""
-    product = POWER[(LOGARITHM[values] + np.asarray(exponents)) % ORDER]
+    product: Bytes = POWER[(LOGARITHM[values] + np.asarray(exponents)) % ORDER]
     product[values == 0] = 0
     return product
 
 
 def divide(dividends: Bytes, divisors: Bytes) -> Bytes:
     """dividends / divisors, element by element; a zero divisor is the caller's fault and gives no meaning."""
-    quotient = POWER[(LOGARITHM[dividends] - LOGARITHM[divisors]) % ORDER]
+    quotient: Bytes = POWER[(LOGARITHM[dividends] - LOGARITHM[divisors]) % ORDER]
     quotient[dividends == 0] = 0
     return quotient

@@ -18,7 +18,10 @@ Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.intp]
 
 _BURST_SHARE = 0.9
-"""A cell with at least this share of its lanes in disorder is taken for a burst: noise leaves a lane's syndrome zero with a chance of 2^-(m+1)."""
+"""A cell with at least this share of its lanes in disorder is taken for a burst.
+
+Noise leaves a lane's syndrome zero with a chance of only 2^-(m+1).
+"""
 _BURST_LANES_LEAST = 4
 
 
@@ -68,7 +71,7 @@ class GroupSyndrome:
 
     @property
     def nonzero(self) -> npt.NDArray[np.bool_]:
-        return self.total | (self.index != 0)
+        return np.asarray(self.total | (self.index != 0))
 
     def cell_sizes(self) -> npt.NDArray[np.int64]:
         cells = self.total.shape[1]
@@ -116,7 +119,7 @@ def single_flips(found: list[GroupSyndrome], record_bytes: int) -> Flips:
     return Flips(block, byte, bit)
 
 
-def doubt_masks(found: list[GroupSyndrome], record_bytes: int, length: int) -> Bytes:
+def doubt_masks(found: list[GroupSyndrome], length: int) -> Bytes:
     """Bits that the inner code holds for lost: (blocks, length) u8 masks.
 
     A lane of a cell with a syndrome that one flip does not explain, and every lane of a burst cell.

@@ -25,6 +25,7 @@ _COLUMN_WORDS = 64  # 512 bytes: measured best split of a cell into rows and col
 
 
 def cell_count(record_count: int, cell_log2: int) -> int:
+    """Cells of a block of ``record_count`` records."""
     return -(-record_count >> cell_log2)
 
 

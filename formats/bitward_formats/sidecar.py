@@ -89,7 +89,7 @@ def encode_superblock(block: Superblock) -> bytes:
     head = SUPERBLOCK.pack(
         *(MAGIC, VERSION, block.kind, block.leaf_hash, 0, block.compatible, block.origin, len(block.groups), 0),
         *(block.file_bytes, block.mtime_ns, block.protected_ns, block.salt, block.total_pages, block.layout_bytes),
-        *(block.block_count, block.root, block.trusted_sha256, table, block.preset.encode("ascii")),
+        *(block.block_count, block.root, block.trusted_sha256, table, block.preset.encode("latin-1")),
     )
     return head.ljust(PAYLOAD_BYTES, b"\0")
 
@@ -131,7 +131,7 @@ def decode_superblock(payload: bytes) -> Superblock:
         check_groups(tuple(groups))
         if leaf_hash not in tuple(LeafHash):
             raise UnsupportedVersionError(f"unknown leaf hash {leaf_hash}: use a newer Bitward")
-    label = preset.rstrip(b"\0").decode("ascii", "replace")
+    label = preset.rstrip(b"\0").decode("latin-1")  # a label without force: whatever it holds survives being written again
     return Superblock(
         *(kind, leaf_hash, origin, tuple(groups), file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes),
         *(block_count, root, trusted, label, compatible),

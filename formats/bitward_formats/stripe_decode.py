@@ -146,7 +146,7 @@ class StripeDecoder:
             self._inner()
             if self.open_patients():
                 self._erase(self._doubt_masks())
-            if self._disorder() >= before and not self._pair_even_lanes():
+            if self._disorder() >= before and not self._locate_single_errors(any_weight=True):
                 break
         self._try_even_lanes()
 
@@ -156,30 +156,8 @@ class StripeDecoder:
         wrong += np.count_nonzero((self.syndrome.q != 0) & self.syndrome.q_known)
         lanes = 0
         for batch in _batches(self.open_patients()):
-            lanes += sum(np.count_nonzero(group.nonzero) for group in _batch_syndromes(batch, self.groups))
-        return int(wrong + lanes + len(self.open_patients()))
-
-    def _pair_even_lanes(self) -> bool:
-        """Two flips in one lane of one cell: the inner code knows their distance, the outer code which symbols are wrong.
-
-        Where just one pair of records fits both, it is turned; returns whether any was.
-        """
-        wrong = (self.syndrome.p != 0) | (self.syndrome.q != 0)
-        turned = False
-        for batch in _batches(self.open_patients()):
-            record_bytes = batch[0].block.span.kind.record_bytes
-            found = _batch_syndromes(batch, self.groups)
-            for index, patient in enumerate(batch):
-                for lane in even_lanes(found, index):
-                    low, high = lane.pairs()
-                    byte = np.stack([low, high]) * record_bytes + lane.lane // 8 + patient.at
-                    fits = wrong[self.syndrome.symbol_of(byte, lane.lane % 8)].all(axis=0).nonzero()[0]
-                    if fits.size == 1:
-                        chosen = byte[:, fits[0]] - patient.at
-                        self._turn(patient, Flips(np.zeros(2, np.intp), chosen, np.full(2, lane.lane % 8)))
-                        turned = True
-        self._check()
-        return turned
+            lanes += sum(int(np.count_nonzero(group.nonzero)) for group in _batch_syndromes(batch, self.groups))
+        return int(wrong) + lanes + len(self.open_patients())
 
     def _positions(self) -> list[int]:
         return sorted({patient.position for patient in self.open_patients()})
@@ -204,8 +182,7 @@ class StripeDecoder:
         """(slots, symbols): what the inner code doubts, what could not be read, and runs of zeros."""
         masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
         for batch in _batches(self.open_patients()):
-            kind = batch[0].block.span.kind
-            doubts = doubt_masks(_batch_syndromes(batch, self.groups), kind.record_bytes, batch[0].block.length)
+            doubts = doubt_masks(_batch_syndromes(batch, self.groups), batch[0].block.length)
             for patient, doubt in zip(batch, doubts, strict=True):
                 masks[patient.position][patient.place] |= doubt | _constant_rows(patient.raw)
                 if patient.unreadable is not None:
@@ -231,16 +208,17 @@ class StripeDecoder:
             solved |= patient.solved
         return solved
 
-    def _locate_single_errors(self) -> None:
+    def _locate_single_errors(self, *, any_weight: bool = False) -> bool:
         """Symbols that are wrong in one slot: Q/P names the slot.
 
         Two wrong slots can look like one, at a random position. So only two kinds are believed: one wrong bit (two wrong bits give a P of
-        weight 0 or 2), and a symbol group most of whose wrong symbols name the same slot, as a burst's do.
+        weight 0 or 2), and a symbol group most of whose wrong symbols name the same slot, as a burst's do. With ``any_weight`` all are, and
+        marked as guessed. Returns whether anything was turned.
         """
         syndrome, code = self.syndrome, self.syndrome.code
         symbols = (syndrome.p_known & syndrome.q_known & (syndrome.p != 0) & (syndrome.q != 0)).nonzero()[0]
         if not symbols.size:
-            return
+            return False
         values = syndrome.p[symbols]
         ratio = (gf256.LOGARITHM[syndrome.q[symbols]].astype(np.intp) - gf256.LOGARITHM[values]) % gf256.ORDER
         position = syndrome.slot_count - 1 - ratio
@@ -250,13 +228,19 @@ class StripeDecoder:
         np.add.at(votes, (group[inside], position[inside]), 1)
         wrong = np.bincount(group, minlength=votes.shape[0])
         majority = (votes >= _BURST_VOTES_LEAST) & (2 * votes > wrong[:, None])
-        believed = inside & ((np.bitwise_count(values) == 1) | majority[group, position])
+        believed = inside & (any_weight | (np.bitwise_count(values) == 1) | majority[group, position])
+        turned = False
         for slot in self._positions():
             mine = symbols[believed & (position == slot)]
             change = np.zeros(self.symbol_count, np.uint8)
             change[mine] = syndrome.p[mine]
-            self._turn_symbols(slot, change & self._open_planes(slot))
+            change &= self._open_planes(slot)
+            if any_weight:
+                self.guessed |= change != 0
+            turned |= bool(change.any())
+            self._turn_symbols(slot, change)
         self._check()
+        return turned
 
     def _open_planes(self, position: int) -> Bytes:
         """For each symbol the bits that lie in an open block of the slot at ``position``."""

@@ -126,4 +126,7 @@ def read_unit_index(fetch: Fetch, index_bytes: int) -> UnitIndex:
     stream, _ = read_doubled(fetch, Section.UNIT_INDEX, (1, 1 + pages + GAP_PAGES), block.layout_bytes, block.salt)
     if unit_root(stream) != block.root:
         raise SidecarDamagedError("the unit root does not fit the entries: protect the directory again")
-    return UnitIndex(block, decode_entries(stream, block.block_count))
+    entries = decode_entries(stream, block.block_count)
+    if sum(entry.file_bytes for entry in entries) != block.file_bytes:
+        raise SidecarLimitError("the superblock's size is not that of the entries: protect the directory again")
+    return UnitIndex(block, entries)

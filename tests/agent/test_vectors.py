@@ -39,7 +39,7 @@ def protected(case: dict[str, Any], folder: Path, jobs: int = 2) -> tuple[Path, 
     file, ward = folder / "model.bin", folder / "model.bin.ward"
     file.write_bytes(content_of(case))
     os.utime(file, ns=(case["mtime_ns"], case["mtime_ns"]))
-    protect_file(str(file), str(ward), protection_of(case), force=True, jobs=jobs)
+    protect_file(str(file), str(ward), protection_of(case), jobs=jobs)
     return file, ward, file.read_bytes(), ward.read_bytes()
 
 

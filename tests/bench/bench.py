@@ -65,20 +65,19 @@ def measure_side(folder: Path, results: Results, count: int, hidden: int) -> Non
     results.inside = rounds.inside(path, 2 * count)
     tell("side by side")
     results.side = rounds.side_by_side(path, find_peers(), SEED, count)
-    kept = {"standard": path.with_name(path.name + ".ward"), "lean": folder / "lean" / f"{path.name}.ward", "strong": folder / "strong" / f"{path.name}.ward"}
-    results.sidecar_bytes = {f"sidecar, {preset}": file.stat().st_size for preset, file in kept.items()}
+    folders = {"lean": folder / "lean", "standard": folder, "strong": folder / "strong"}
+    results.kept_bytes = {f"sidecar, {preset}": (where / f"{path.name}.ward").stat().st_size for preset, where in folders.items()}
     par2s = list((folder / f"{path.name}.par2s").glob("*"))
     if par2s:
-        results.sidecar_bytes[f"par2 set, {rounds.PAR2_PER_CENT} %"] = sum(file.stat().st_size for file in par2s)
+        results.kept_bytes[f"par2 set, {rounds.PAR2_PER_CENT} %"] = sum(file.stat().st_size for file in par2s)
 
 
 def measure_growth(folder: Path, results: Results, count: int, hidden: int, layers: tuple[int, ...]) -> None:
     """protect and verify at each size; par2's create beside it at one, repair at the largest."""
-    for index, number in enumerate(layers):
-        expected = 32 * hidden * hidden * (number + 1)
-        if not fits(folder, expected):
-            results.left_out.append(f"{expected / 1e9:.1f} GB and more: too little memory or disk")
-            break
+    sizes = [32 * hidden * hidden * (number + 1) for number in layers]
+    fitting = sum(fits(folder, size) for size in sizes)
+    results.left_out += [f"{size / 1e9:.1f} GB: too little memory or disk" for size in sizes[fitting:]]
+    for index, (number, expected) in enumerate(zip(layers[:fitting], sizes, strict=False)):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             path = Path(scratch) / "model.safetensors"
             tell(f"growth, {expected / 1e6:,.0f} MB")
@@ -87,7 +86,7 @@ def measure_growth(folder: Path, results: Results, count: int, hidden: int, laye
             if index == LARGE:
                 results.large_bytes = size
                 results.large = rounds.protect_against_par2(path, find_peers(), count)
-            if index == len(layers) - 1:
+            if index == fitting - 1:
                 runs |= rounds.repair(path, SEED, count)
             results.growth.append((size, runs))
 

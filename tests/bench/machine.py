@@ -34,7 +34,7 @@ def describe(folder: str) -> dict[str, str]:
     """Machine and versions, in the order in which they are printed. ``folder`` is where the files lie."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     real = os.path.realpath(folder)
-    mount = max((words for words in mounts if real.startswith(words[1].rstrip("/") + "/") or real == words[1]), key=lambda words: len(words[1]))
+    mount = max((words for words in mounts if f"{real}/".startswith(words[1].rstrip("/") + "/")), key=lambda words: len(words[1]))
     return {
         "processor": _field("/proc/cpuinfo", "model name"),
         "cores": str(len(os.sched_getaffinity(0))),

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from processes import Run
 
 Row = Sequence[str]
 
+MAKING = ("bitward protect", "bitward protect, lean", "bitward protect, strong", "par2 create, 5 %", "model_signing sign")
+CHECKING = ("bitward verify", "par2 verify", "model_signing verify", "b3sum", "xxhsum -H2", "sha256sum")
+REPAIRING = ("bitward repair", "par2 repair")
+_TASKS = {
+    "xor": "XOR in NumPy (memory alone)",
+    "read": "positioned reads (page cache to buffer)",
+    "verify": "bitward verify",
+    "protect": "bitward protect",
+}
+_INTRODUCTION = """\
+# Benchmarks
+
+`make bench` writes this page. All files are bf16 safetensors checkpoints of seeded values that lie in the page cache; each figure is
+the best of {rounds} rounds, in which the tools take turns. Ratios come first: they compare what ran side by side, while seconds change
+from machine to machine and, on a shared one, from hour to hour. GB and MB are 10⁹ and 10⁶ bytes.
+
+Measured on {date}.
+"""
+_LIMIT = """\
+Within one process, {size}. The limit is a plain XOR over the same bytes in NumPy, which reads memory once; a verify has to copy the
+bytes out of the page cache and hash them. A share is the task's rate over that of the XOR with as many threads.
+"""
+_MEMORY = """\
+Whole processes, start-up included. Peak memory is the kernel's count and includes pages of mapped files; {floor} is its floor, since a
+process starts with the peak of the one that started it.
+"""
+
 
 @dataclass(slots=True)
 class Results:
-    """All that was measured. ``sizes`` are bytes of files; ``growth`` has (bytes, runs) of each size."""
+    """All that was measured. ``growth`` has (bytes of the file, runs) of each size; ``kept_bytes`` what lies beside the file."""
 
     machine: dict[str, str]
     peers: dict[str, str]
@@ -20,8 +47,8 @@ class Results:
     rounds: int
     quick: bool
     side_bytes: int = 0
-    sidecar_bytes: dict[str, int] = field(default_factory=dict)
     large_bytes: int = 0
+    kept_bytes: dict[str, int] = field(default_factory=dict)
     inside: dict[str, float] = field(default_factory=dict)
     start_up: dict[str, Run] = field(default_factory=dict)
     side: dict[str, Run] = field(default_factory=dict)
@@ -31,7 +58,7 @@ class Results:
 
 
 def table(head: Row, rows: Iterable[Row]) -> list[str]:
-    """A Markdown table with columns as wide as their widest cell."""
+    """A Markdown table with columns as wide as their widest cell, and an empty line."""
     cells = [list(head), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
@@ -54,123 +81,100 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f} ×" if ratio < 10 else f"{ratio:.1f} ×"
 
 
-def targets(results: Results) -> list[Row]:
-    """What Bitward set out to reach, what was measured, and whether it holds."""
-    rows: list[Row] = []
+class Targets:
+    """What Bitward set out to reach, what was measured, and whether it holds. A quick run says nothing of that."""
 
-    def row(what: str, target: str, measured: str, *, holds: bool) -> None:
-        rows.append((what, target, measured, ("yes" if holds else "no") if not results.quick else "–"))
+    def __init__(self, results: Results) -> None:
+        self.rows: list[Row] = []
+        self._quick = results.quick
+        self._fill(results)
 
-    inside, side, start = results.inside, results.side, results.start_up
-    share = inside["xor-2"] / inside["verify-2"]
-    row("verify against XOR of the same bytes, two threads each, in one process", "≥ 0.5 ×", times(share), holds=share >= 0.5)
-    par2 = results.large.get("par2 create, 5 %")
-    if par2:
-        faster = par2.best / results.large["bitward protect"].best
-        row(f"protect of {size(results.large_bytes)} against par2 create at 5 %, whole processes", "≥ 8 × faster", times(faster), holds=faster >= 8)
-    verify, repair, version = side["bitward verify"], side["bitward repair"], start["bitward --version"]
-    row(f"verify of {size(results.side_bytes)}, whole process", "≤ 0.35 s", seconds(verify.best), holds=verify.best <= 0.35)
-    row(f"repair of 20 scattered flips in {size(results.side_bytes)}, whole process", "≤ 0.6 s", seconds(repair.best), holds=repair.best <= 0.6)
-    largest, runs = results.growth[-1]
-    for name in ("bitward protect", "bitward verify", "bitward repair"):
-        peak = runs[name].peak_bytes
-        row(f"peak memory of {name.split()[1]}, {size(largest)}", "≤ 200 MB", f"{peak / 1e6:.0f} MB", holds=peak <= 200e6)
-    row("bitward --version, whole process", "≤ 0.15 s", seconds(version.best), holds=version.best <= 0.15)
-    small = start["bitward verify, 1 MB"].best
-    row("verify of a 1 MB file, whole process", "< 0.25 s", seconds(small), holds=small < 0.25)
-    return rows
+    def _row(self, what: str, target: str, measured: str, *, holds: bool) -> None:
+        self.rows.append((what, target, measured, "–" if self._quick else "yes" if holds else "no"))
+
+    def _most(self, what: str, run: Run, limit: float) -> None:
+        self._row(f"{what}, whole process", f"≤ {limit} s", seconds(run.best), holds=run.best <= limit)
+
+    def _fill(self, results: Results) -> None:
+        share = results.inside["xor-2"] / results.inside["verify-2"]
+        what = f"rate of verify over that of XOR, {size(results.side_bytes)}, in one process, two threads each"
+        self._row(what, "≥ 0.5 ×", times(share), holds=share >= 0.5)
+        par2 = results.large.get("par2 create, 5 %")
+        if par2:
+            ratio = par2.best / results.large["bitward protect"].best
+            what = f"time of par2 create at 5 % over that of protect, {size(results.large_bytes)}, whole processes"
+            self._row(what, "≥ 8 ×", times(ratio), holds=ratio >= 8)
+        self._most(f"verify of {size(results.side_bytes)}", results.side["bitward verify"], 0.35)
+        self._most(f"repair of 20 scattered flips in {size(results.side_bytes)}", results.side["bitward repair"], 0.6)
+        largest, runs = results.growth[-1]
+        for name in ("protect", "verify", "repair"):
+            peak = runs[f"bitward {name}"].peak_bytes
+            self._row(f"peak memory of {name}, {size(largest)}", "≤ 200 MB", f"{peak / 1e6:.0f} MB", holds=peak <= 200e6)
+        self._most("bitward --version", results.start_up["bitward --version"], 0.15)
+        self._most("verify of a 1 MB file", results.start_up["bitward verify, 1 MB"], 0.25)
 
 
-def _inside_rows(results: Results) -> list[Row]:
-    labels = {
-        "xor": "XOR in NumPy (memory alone)",
-        "read": "positioned reads (page cache to buffer)",
-        "verify": "bitward verify",
-        "protect": "bitward protect",
-    }
+def _inside_table(results: Results) -> list[str]:
     rows = []
-    for name, label in labels.items():
-        one, two = results.inside[f"{name}-1"], results.inside[f"{name}-2"]
-        shares = [times(results.inside[f"xor-{threads}"] / value) for threads, value in ((1, one), (2, two))]
-        rows.append((label, shares[0], shares[1], rate(results.side_bytes, one), rate(results.side_bytes, two)))
-    return rows
+    for name, label in _TASKS.items():
+        taken = [results.inside[f"{name}-{threads}"] for threads in (1, 2)]
+        shares = [times(results.inside[f"xor-{threads}"] / value) for threads, value in enumerate(taken, start=1)]
+        rows.append((label, *shares, *(rate(results.side_bytes, value) for value in taken)))
+    return table(("task", "share, 1 thread", "2 threads", "rate, 1 thread", "2 threads"), rows)
 
 
-def _side_rows(results: Results, names: Sequence[str], base: str) -> list[Row]:
-    reference = results.side[base].best
-    return [
-        (name, times(run.best / reference), seconds(run.best), rate(results.side_bytes, run.best), size(run.peak_bytes))
-        for name in names
-        if (run := results.side.get(name)) is not None
+def _race_table(runs: Mapping[str, Run], names: Iterable[str], count: int) -> list[str]:
+    """Runs of one task; the first is Bitward's."""
+    found = [runs[name] for name in names if name in runs]
+    rows = [(run.name, times(run.best / found[0].best), seconds(run.best), rate(count, run.best), size(run.peak_bytes)) for run in found]
+    return table(("process", "time against Bitward", "best time", "rate", "peak memory"), rows)
+
+
+def _growth_table(results: Results) -> list[str]:
+    rows = [
+        (size(count), run.name.removeprefix("bitward "), seconds(run.best), rate(count, run.best), size(run.peak_bytes))
+        for count, runs in results.growth
+        for run in runs.values()
     ]
+    return table(("file", "command", "best time", "rate", "peak memory"), rows)
 
 
-def _growth_rows(results: Results) -> list[Row]:
-    rows = []
-    for count, runs in results.growth:
-        for name, run in runs.items():
-            rows.append((size(count), name.removeprefix("bitward "), seconds(run.best), rate(count, run.best), size(run.peak_bytes)))
-    return rows
+def _side_sections(results: Results) -> list[str]:
+    count = results.side_bytes
+    kept = [(name, f"{found:,}", f"{100 * found / count:.2f} %") for name, found in results.kept_bytes.items()]
+    floor = size(results.start_up["python -c pass"].peak_bytes)
+    return [
+        f"## Side by side on {size(count)}",
+        "",
+        _MEMORY.format(floor=floor),
+        "Making hashes and parity (the signing tool: a signature):",
+        "",
+        *_race_table(results.side, MAKING, count),
+        "Checking. The plain hash programs name no place and repair nothing; they show what reading and hashing alone cost:",
+        "",
+        *_race_table(results.side, CHECKING, count),
+        "Repairing 20 scattered flips, synced to the disk:",
+        "",
+        *_race_table(results.side, REPAIRING, count),
+        "What is kept beside the file:",
+        "",
+        *table(("what", "bytes", "of the file"), kept),
+    ]
 
 
 def render(results: Results) -> str:
     """The page as Markdown."""
-    side_head = ("process", "time against Bitward", "best time", "rate", "peak memory")
+    start_up = [(run.name, seconds(run.best), size(run.peak_bytes)) for run in results.start_up.values()]
     lines = [
-        "# Benchmarks",
-        "",
-        "`make bench` writes this page. All files are bf16 safetensors checkpoints of seeded values that lie in the page cache; each figure is the",
-        f"best of {results.rounds} rounds, in which the tools take turns. Ratios come first: they compare what ran side by side, while seconds change from",
-        "machine to machine and, on a shared one, from hour to hour. GB and MB are 10⁹ and 10⁶ bytes.",
-        "",
-        f"Measured on {results.date}.",
-        "",
+        _INTRODUCTION.format(rounds=results.rounds, date=results.date),
         *table(("machine", ""), results.machine.items()),
-        "## Targets",
-        "",
-        *table(("what", "target", "measured", "holds"), targets(results)),
-        "## Against the machine's own limit",
-        "",
-        f"Within one process, {size(results.side_bytes)}. The limit is a plain XOR over the same bytes in NumPy. It reads memory once; a verify has to copy the bytes",
-        "out of the page cache first and then hash them. The middle columns give each task's rate as a share of the XOR with as many threads.",
-        "",
-        *table(("task", "1 thread", "2 threads", "rate, 1 thread", "rate, 2 threads"), _inside_rows(results)),
-        f"## Side by side on {size(results.side_bytes)}",
-        "",
-        "Whole processes, start-up included. Peak memory counts the pages of mapped files (b3sum, par2) as well.",
-        "",
-        "Making hashes and parity; of the signing tool, a signature:",
-        "",
-        *table(side_head, _side_rows(results, [name for name in results.side if "protect" in name or "create" in name or "sign sign" in name or name.endswith("signing sign")], "bitward protect")),
-        "Checking. The plain hash programs name no place and repair nothing; they show what reading and hashing alone cost:",
-        "",
-        *table(side_head, _side_rows(results, ["bitward verify", "par2 verify", "model_signing verify", "b3sum", "xxhsum -H2", "sha256sum"], "bitward verify")),
-        "Repairing 20 scattered flips:",
-        "",
-        *table(side_head, _side_rows(results, ["bitward repair", "par2 repair"], "bitward repair")),
-        "Size of what is kept:",
-        "",
-        *table(("kept", "bytes", "of the file"), [(name, f"{count:,}", f"{100 * count / results.side_bytes:.2f} %") for name, count in results.sidecar_bytes.items()]),
-        f"## Protecting {size(results.large_bytes)}",
-        "",
-        *table(
-            ("process", "time against Bitward", "best time", "rate", "peak memory"),
-            [
-                (name, times(run.best / results.large["bitward protect"].best), seconds(run.best), rate(results.large_bytes, run.best), size(run.peak_bytes))
-                for name, run in results.large.items()
-            ],
-        ),
-        "## Growth",
-        "",
-        "Whole processes. Time should grow with the file, memory should not.",
-        "",
-        *table(("file", "command", "best time", "rate", "peak memory"), _growth_rows(results)),
-        "## Start-up",
-        "",
-        *table(("process", "best time", "peak memory"), [(name, seconds(run.best), size(run.peak_bytes)) for name, run in results.start_up.items()]),
-        "## The other tools",
-        "",
-        *table(("tool", "version"), results.peers.items()),
+        *("## Targets", "", *table(("what", "target", "measured", "holds"), Targets(results).rows)),
+        *("## Against the machine's own limit", "", _LIMIT.format(size=size(results.side_bytes)), *_inside_table(results)),
+        *_side_sections(results),
+        *(f"## Protecting {size(results.large_bytes)}", "", *_race_table(results.large, MAKING, results.large_bytes)),
+        *("## Growth", "", "Whole processes. Time should grow with the file, memory should not.", "", *_growth_table(results)),
+        *("## Start-up", "", *table(("process", "best time", "peak memory"), start_up)),
+        *("## The other tools", "", *table(("tool", "version"), results.peers.items())),
     ]
     if results.left_out:
         lines += ["Left out:", "", *[f"- {reason}" for reason in results.left_out], ""]

@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,6 @@ class Contender:
     prepare: Callable[[], None] | None = None
     check: Callable[[], None] | None = None
     expect: int = 0
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ def run_once(contender: Contender) -> tuple[float, int]:
     """
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = subprocess.Popen(contender.argv, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **contender.env})
+        process = subprocess.Popen(contender.argv, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -33,9 +33,8 @@ class Wounds:
     seed: int
 
     def _places(self) -> list[tuple[int, int]]:
-        seeded, size = random.Random(self.seed), self.path.stat().st_size
-        places = [(seeded.randrange(size // 10, size), seeded.randrange(8)) for _ in range(FLIPS)]
-        return places if len({at for at, _ in places}) == FLIPS else Wounds(self.path, self.seed + 1)._places()
+        seeded = random.Random(self.seed)
+        return [(at, seeded.randrange(8)) for at in seeded.sample(range(self.path.stat().st_size), FLIPS)]
 
     def _bytes(self) -> list[int]:
         with self.path.open("rb") as file:
@@ -161,7 +160,8 @@ def side_by_side(path: Path, peers: Peers, seed: int, rounds: int) -> dict[str, 
 def _repairs(path: Path, peers: Peers, seed: int, rounds: int) -> dict[str, Run]:
     wounds = Wounds(path, seed)
     right = wounds.remember()
-    contenders = [Contender("bitward repair", [*bitward_command(), "repair", "--quiet", str(path)], wounds.inflict, lambda: wounds.check_healed(right))]
+    argv = [*bitward_command(), "repair", "--quiet", str(path)]
+    contenders = [Contender("bitward repair", argv, wounds.inflict, lambda: wounds.check_healed(right))]
     if peers.par2:
 
         def check() -> None:

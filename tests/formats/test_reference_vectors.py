@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import random
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from bitward_agent.errors import BitwardError, InputError, UntrustedError
+from bitward.targets import PathLike, folder_of, targets
+from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import (
     DiffReport,
     ExitCode,
     ExplainReport,
     FileGuarantee,
-    FileProtection,
     FileRepair,
     FileVerification,
     ProgressSink,
@@ -29,10 +30,13 @@ from bitward_agent.findings import (
     Verdict,
     VerifyReport,
 )
-from bitward_agent.io import resolve, sidecar_path
-from bitward_agent.units import Member, UnitCheck, check_unit, index_path, list_unit, sidecar_base, write_index
+from bitward_agent.io import resolve
+from bitward_agent.units import Member, list_unit
 from bitward_agent.verify import FlipBudget, verify_file
 from bitward_formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from bitward_agent.sources.local import LocalSource
 
 _VERDICT_OF_CODE = {
     ExitCode.OK: Verdict.INTACT,
@@ -43,40 +47,11 @@ _VERDICT_OF_CODE = {
 }
 
 
-def _target(path: str | os.PathLike[str]) -> str:
-    """The real path of what the user named.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    name = os.fspath(path)
-    if not os.path.lexists(name):
-        raise InputError(f"{name}: no such file or directory")
-    return resolve(name)
-
-
-def _member(path: str, sidecar_dir: str | None) -> Member:
-    return Member(path, os.path.basename(path), sidecar_path(path, sidecar_dir))
-
-
-def _expected_digest(expect: str | None) -> bytes:
-    if expect is None:
-        return bytes(32)
-    kind, _, digest = expect.partition(":")
-    try:
-        value = bytes.fromhex(digest)
-    except ValueError:
-        value = b""
-    if kind != "sha256" or len(value) != 32:
-        raise InputError(f"--expect {expect!r}: must be sha256: and 64 hexadecimal digits")
-    return value
-
-
 def protect(
-    *paths: str | os.PathLike[str],
+    *paths: PathLike,
     preset: str = "standard",
     leaf_hash: str = "xxh3",
-    sidecar_dir: str | os.PathLike[str] | None = None,
+    sidecar_dir: PathLike | None = None,
     expect: str | None = None,
     force: bool = False,
     jobs: int | None = None,
@@ -90,112 +65,18 @@ def protect(
         expect: ``sha256:HEX`` that somebody vouches for; another digest is refused unless ``force``.
         force: protect a file whose sidecar says that it is damaged, or that is not what ``expect`` says.
     """
-    started = time.monotonic()
-    expected = _expected_digest(expect)
-    where = os.fspath(sidecar_dir) if sidecar_dir is not None else None
-    files: list[FileProtection] = []
-    units: list[UnitReport] = []
+    from bitward.protecting import Request, expected_digest, protect_paths
+    from bitward_formats.digest import LeafHash
 
-    def one(member: Member) -> FileProtection:
-        return _protect_one(member, preset, leaf_hash, expected, force=force, jobs=jobs, progress=progress)
-
-    for target in [_target(path) for path in paths]:
-        if not os.path.isdir(target):
-            files.append(one(_member(target, where)))
-            continue
-        if expect is not None:
-            raise InputError("--expect speaks of one file, not of a directory")
-        made, unit = _protect_unit(target, where, one)
-        files += made
-        units.append(unit)
-    code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
-    return ProtectReport("bitward.protect/1", sum(file.bytes for file in files), time.monotonic() - started, tuple(files), tuple(units), code)
-
-
-def _protect_unit(folder: str, sidecar_dir: str | None, one) -> tuple[list[FileProtection], UnitReport]:  # type: ignore[no-untyped-def]
-    from bitward_formats.unit_index import UnitEntry
-
-    listing = list_unit(folder, sidecar_dir)
-    files = [one(member) for member in listing.members]
-    report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
-    if any(file.exit_code for file in files):
-        return files, replace(report, message="not every file could be protected: the directory has no index yet")
-    entries = [
-        UnitEntry(os.fsencode(member.relative), file.bytes, bytes.fromhex(file.root))
-        for member, file in zip(listing.members, files, strict=True)
-    ]
-    os.makedirs(sidecar_base(folder, sidecar_dir), exist_ok=True)
-    try:
-        root = write_index(index_path(folder, sidecar_dir), entries, time.time_ns())
-    except BitwardError as error:
-        return files, replace(report, message=str(error))
-    return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
-
-
-def _protect_one(
-    member: Member,
-    preset: str,
-    leaf_hash: str,
-    expected: bytes,
-    *,
-    force: bool,
-    jobs: int | None,
-    progress: ProgressSink | None,
-) -> FileProtection:
-    from bitward_agent.protect import Protection, preset_groups, protect_file
-    from bitward_formats.digest import LeafHash, leaf_function
-    from bitward_formats.spans import Role
-
-    protection = Protection(
-        groups=preset_groups(preset),
-        preset=preset,
-        leaf_hash=LeafHash[leaf_hash.upper()],
-        protected_ns=time.time_ns(),
-        trusted_sha256=expected if not force else bytes(32),
-        origin="trusted" if any(expected) and not force else "first-seen",
-    )
-    leaf_function(protection.leaf_hash)
-    failed = FileProtection(member.path, 0, member.sidecar, 0, "", "", preset, "", 0, 0)
-    try:
-        os.makedirs(os.path.dirname(member.sidecar) or ".", exist_ok=True)
-        made = protect_file(member.path, member.sidecar, protection, force=force, jobs=jobs, progress=progress)
-    except UntrustedError as error:
-        return replace(failed, message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
-    except (BitwardError, FormatError, OSError) as error:
-        return replace(failed, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    block = made.superblock
-    return FileProtection(
-        path=member.path,
-        bytes=block.file_bytes,
-        sidecar=member.sidecar,
-        sidecar_bytes=made.sidecar_bytes,
-        root=block.root.hex(),
-        origin=block.origin_label,
-        preset=preset,
-        format=made.layout.format_name,
-        tensors=sum(span.role is Role.TENSOR for span in made.layout.spans),
-        blocks=block.block_count,
-        note=made.layout.note,
-    )
-
-
-def _each(
-    paths: Iterable[str | os.PathLike[str]], sidecar_dir: str | None, *, heal: bool
-) -> Iterable[tuple[list[Member], UnitCheck | None]]:
-    """The files behind each path: a file alone, or a directory's files with those that its index misses."""
-    for target in [_target(path) for path in paths]:
-        if os.path.isdir(target):
-            check = check_unit(target, sidecar_dir, heal=heal)
-            yield [*check.listing.members, *check.missing], check
-        else:
-            yield [_member(target, sidecar_dir)], None
+    request = Request(preset, LeafHash[leaf_hash.upper()], expected_digest(expect), force, jobs, progress)
+    return protect_paths(paths, sidecar_dir, request)
 
 
 def verify(
-    *paths: str | os.PathLike[str],
+    *paths: PathLike,
     tensor: str | None = None,
     sidecar_only: bool = False,
-    sidecar_dir: str | os.PathLike[str] | None = None,
+    sidecar_dir: PathLike | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> VerifyReport:
@@ -206,22 +87,24 @@ def verify(
         sidecar_only: check the sidecars themselves, not the files.
     """
     started = time.monotonic()
-    where = os.fspath(sidecar_dir) if sidecar_dir is not None else None
+    where = folder_of(sidecar_dir)
     files: list[FileVerification] = []
     units: list[UnitReport] = []
     budget = FlipBudget()
-    for members, check in _each(paths, where, heal=False):
+    for target in targets(paths, where):
         found = [
             _gone(member)
-            if check and member in check.missing
+            if target.is_missing(member)
             else verify_file(
                 member.path, member.sidecar, tensor=tensor, sidecar_only=sidecar_only, jobs=jobs, progress=progress, budget=budget
             )
-            for member in members
+            for member in target.members
         ]
-        files += _of_tensor(found) if tensor is not None and check else found
-        if check:
-            units.append(_bound(check.report, found))
+        if target.unit is None:
+            files += found
+            continue
+        files += _of_tensor(found) if tensor is not None else found
+        units.append(target.unit.report)
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     size = sum(file.bytes for file in files)
     return VerifyReport("bitward.verify/1", _VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
@@ -234,20 +117,20 @@ def _of_tensor(found: list[FileVerification]) -> list[FileVerification]:
 
 
 def _gone(member: Member) -> FileVerification:
-    sidecar = SidecarReport(member.sidecar, SidecarState.INTACT) if os.path.lexists(member.sidecar) else SidecarReport("", SidecarState.MISSING)
-    return FileVerification(member.path, Verdict.DAMAGED, 0, "", "", False, sidecar, message="the file is gone; get it from a copy with --from")
-
-
-def _bound(report: UnitReport, files: Sequence[FileVerification | FileRepair]) -> UnitReport:
-    return report
+    state = SidecarState.INTACT if os.path.lexists(member.sidecar) else SidecarState.MISSING
+    sidecar = SidecarReport(member.sidecar if state is SidecarState.INTACT else "", state)
+    return FileVerification(
+        *(member.path, Verdict.DAMAGED, 0, "", "", False, sidecar),
+        message="the file is gone: 'bitward repair --from COPY' gets it back",
+    )
 
 
 def repair(
-    *paths: str | os.PathLike[str],
-    sources: Sequence[str | os.PathLike[str]] = (),
+    *paths: PathLike,
+    sources: Sequence[PathLike] = (),
     dry_run: bool = False,
     best_effort: bool = False,
-    sidecar_dir: str | os.PathLike[str] | None = None,
+    sidecar_dir: PathLike | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> RepairReport:
@@ -261,23 +144,23 @@ def repair(
     from bitward_agent.repair import RepairRequest, repair_file
 
     started = time.monotonic()
-    where = os.fspath(sidecar_dir) if sidecar_dir is not None else None
+    where = folder_of(sidecar_dir)
     files: list[FileRepair] = []
     units: list[UnitReport] = []
-    for members, check in _each(paths, where, heal=not dry_run):
-        for member in members:
+    for target in targets(paths, where, heal=not dry_run):
+        for member in target.members:
             opened = _sources(sources, member)
             try:
-                if check and member in check.missing and not dry_run and opened:
+                if target.is_missing(member) and not dry_run and opened and os.path.lexists(member.sidecar):
                     _make_room(member)
                 request = RepairRequest(tuple(opened), dry_run, best_effort, time.time_ns())
                 files.append(repair_file(member.path, member.sidecar, request, jobs=jobs, progress=progress))
             finally:
                 for source in opened:
                     source.close()
-        if check:
-            still = tuple(member.relative for member in check.missing if not os.path.lexists(member.path))
-            units.append(replace(check.report, missing=still))
+        if target.unit is not None:
+            still = tuple(member.relative for member in target.unit.missing if not os.path.lexists(member.path))
+            units.append(replace(target.unit.report, missing=still))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     return RepairReport(
         "bitward.repair/1",
@@ -298,20 +181,20 @@ def _make_room(member: Member) -> None:
     os.close(os.open(member.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
 
 
-def _sources(sources: Sequence[str | os.PathLike[str]], member: Member):  # type: ignore[no-untyped-def]
+def _sources(sources: Sequence[PathLike], member: Member) -> list[LocalSource]:
     from bitward_agent.sources.local import LocalSource
 
     return [LocalSource(os.fspath(source), member.path, member.relative) for source in sources]
 
 
-def explain(*paths: str | os.PathLike[str], sidecar_dir: str | os.PathLike[str] | None = None) -> ExplainReport:
+def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainReport:
     """What each sidecar can repair, its overhead and its origin. The files themselves are not read."""
     from bitward_agent.explain import explain_file
 
-    where = os.fspath(sidecar_dir) if sidecar_dir is not None else None
+    where = folder_of(sidecar_dir)
     files: list[FileGuarantee] = []
-    for members, _ in _each(paths, where, heal=False):
-        for member in members:
+    for target in targets(paths, where):
+        for member in target.members:
             try:
                 if not os.path.lexists(member.sidecar):
                     raise InputError("no sidecar: 'bitward protect' makes one")
@@ -323,14 +206,25 @@ def explain(*paths: str | os.PathLike[str], sidecar_dir: str | os.PathLike[str] 
 
 
 def diff(
-    a: str | os.PathLike[str], b: str | os.PathLike[str], jobs: int | None = None, progress: ProgressSink | None = None
+    a: PathLike,
+    b: PathLike,
+    jobs: int | None = None,  # noqa: ARG001  # every command takes it; one pass over two files is bound by reading them
+    progress: ProgressSink | None = None,
 ) -> DiffReport:
-    """Compare two files, or two directories file by file, down to the bits. ``exit_code`` is 0 if they are the same, else 1."""
+    """Compare two files, or two directories file by file, down to the bits. ``exit_code`` is 0 if they are the same, else 1.
+
+    Raises:
+        InputError: one is a file and the other a directory, or one is not there.
+        UnreadableError: part of one cannot be read, so that nothing can be said.
+    """
     from bitward_agent.diff import diff_files
     from bitward_agent.findings import TensorDifference
 
     started = time.monotonic()
-    first, second = _target(a), _target(b)
+    first, second = (resolve(os.fspath(path)) for path in (a, b))
+    for path in (first, second):
+        if not os.path.lexists(path):
+            raise InputError(f"{path}: no such file or directory")
     if os.path.isdir(first) != os.path.isdir(second):
         raise InputError("a file cannot be compared with a directory")
     pairs: list[tuple[str, str]] = [(first, second)]

@@ -1,0 +1,142 @@
+"""Protecting files and directories: what is asked, what is refused, and the values that say so."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bitward.targets import PathLike, folder_of, lone_member
+from bitward_agent.errors import BitwardError, InputError, UntrustedError
+from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
+from bitward_agent.io import resolve
+from bitward_agent.protect import Protection, preset_groups, protect_file
+from bitward_agent.units import Member, index_path, list_unit, sidecar_base, write_index
+from bitward_agent.verify import verify_file
+from bitward_formats.digest import LeafHash, leaf_function
+from bitward_formats.errors import FormatError
+from bitward_formats.spans import Role
+from bitward_formats.unit_index import UnitEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to make of every file. ``expected`` is the SHA-256 that somebody vouches for, or ``None``."""
+
+    preset: str
+    leaf_hash: LeafHash
+    expected: bytes | None
+    force: bool
+    jobs: int | None
+    progress: ProgressSink | None
+
+
+def expected_digest(expect: str | None) -> bytes | None:
+    """The digest in ``sha256:HEX``.
+
+    Raises:
+        InputError: it is none.
+    """
+    if expect is None:
+        return None
+    kind, _, digest = expect.partition(":")
+    try:
+        value = bytes.fromhex(digest)
+    except ValueError:
+        value = b""
+    if kind != "sha256" or len(value) != 32:
+        raise InputError(f"--expect {expect!r}: must be sha256: and 64 hexadecimal digits")
+    return value
+
+
+def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, request: Request) -> ProtectReport:
+    """Protect each path; see :func:`bitward.api.protect`."""
+    started = time.monotonic()
+    where = folder_of(sidecar_dir)
+    preset_groups(request.preset)
+    leaf_function(request.leaf_hash)
+    files: list[FileProtection] = []
+    units: list[UnitReport] = []
+    for path in paths:
+        target = resolve(os.fspath(path))
+        if not os.path.isdir(target):
+            files.append(_protect_one(lone_member(target, where), request))
+            continue
+        if request.expected is not None:
+            raise InputError("--expect speaks of one file, not of a directory")
+        made, unit = _protect_unit(target, where, request)
+        files += made
+        units.append(unit)
+    code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
+    size, seconds = sum(file.bytes for file in files), time.monotonic() - started
+    return ProtectReport("bitward.protect/1", size, seconds, tuple(files), tuple(units), code)
+
+
+def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tuple[list[FileProtection], UnitReport]:
+    listing = list_unit(folder, sidecar_dir)
+    files = [_protect_one(member, request) for member in listing.members]
+    report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
+    if any(file.exit_code for file in files):
+        return files, replace(report, message="not every file could be protected: the directory's index was not written")
+    entries = [
+        UnitEntry(os.fsencode(member.relative), file.bytes, bytes.fromhex(file.root))
+        for member, file in zip(listing.members, files, strict=True)
+    ]
+    try:
+        os.makedirs(sidecar_base(folder, sidecar_dir), exist_ok=True)
+        root = write_index(index_path(folder, sidecar_dir), entries, time.time_ns())
+    except (BitwardError, OSError) as error:
+        return files, replace(report, message=str(error))
+    return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
+
+
+def _damage_already(member: Member, request: Request) -> str:
+    """Why the file must not be blessed as it is: an older sidecar says that it is damaged. Empty if nothing speaks against it."""
+    if request.force or not os.path.lexists(member.sidecar):
+        return ""
+    found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
+    if found.verdict is not Verdict.DAMAGED or found.modified:
+        return ""
+    return (
+        f"{member.path}: damaged since it was protected, {found.damaged_blocks} blocks differ: 'bitward repair' puts it back; "
+        "--force protects it as it is and gives up the parity that could"
+    )
+
+
+def _protect_one(member: Member, request: Request) -> FileProtection:
+    expected = request.expected if not request.force else None
+    protection = Protection(
+        groups=preset_groups(request.preset),
+        preset=request.preset,
+        leaf_hash=request.leaf_hash,
+        protected_ns=time.time_ns(),
+        trusted_sha256=expected or bytes(32),
+        check_sha256=expected is not None,
+        origin="first-seen" if expected is None else "trusted",
+    )
+    failed = FileProtection(member.path, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
+    try:
+        refusal = _damage_already(member, request)
+        if refusal:
+            return replace(failed, message=refusal, exit_code=ExitCode.NOT_REPAIRABLE)
+        os.makedirs(os.path.dirname(member.sidecar) or ".", exist_ok=True)
+        made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
+    except UntrustedError as error:
+        return replace(failed, message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
+    except (BitwardError, FormatError, OSError) as error:
+        return replace(failed, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+    block = made.superblock
+    return FileProtection(
+        path=member.path,
+        bytes=block.file_bytes,
+        sidecar=member.sidecar,
+        sidecar_bytes=made.sidecar_bytes,
+        root=block.root.hex(),
+        origin=block.origin_label,
+        preset=request.preset,
+        format=made.layout.format_name,
+        tensors=sum(span.role is Role.TENSOR for span in made.layout.spans),
+        blocks=block.block_count,
+        note=made.layout.note,
+    )

@@ -1,0 +1,55 @@
+"""The files behind the paths that a user names: one file, or all files of a directory with what its index knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bitward_agent.io import resolve, sidecar_path
+from bitward_agent.units import Member, UnitCheck, check_unit
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One path. ``unit`` is set for a directory; ``absent`` when nothing is there."""
+
+    path: str
+    members: tuple[Member, ...]
+    unit: UnitCheck | None = None
+    absent: bool = False
+
+    def is_missing(self, member: Member) -> bool:
+        """Whether the directory's index knows a file that is gone."""
+        return self.unit is not None and member in self.unit.missing
+
+
+def folder_of(sidecar_dir: PathLike | None) -> str | None:
+    """The absolute path of ``--sidecar-dir``."""
+    return None if sidecar_dir is None else os.path.abspath(os.fspath(sidecar_dir))
+
+
+def lone_member(path: str, sidecar_dir: str | None) -> Member:
+    """A file that is protected by itself."""
+    return Member(path, os.path.basename(path), sidecar_path(path, sidecar_dir))
+
+
+def targets(paths: Iterable[PathLike], sidecar_dir: str | None, *, heal: bool = False) -> Iterator[Target]:
+    """Each path as a target. Links that the user named are resolved; below a directory none is followed.
+
+    Args:
+        heal: write a directory's index anew if it is damaged and can still be read.
+    """
+    for path in paths:
+        name = os.fspath(path)
+        real = resolve(name)
+        if not os.path.lexists(real):
+            # A file that vanished may have left its sidecar; the engine says what of it is there.
+            yield Target(real, (lone_member(real, sidecar_dir),), absent=True)
+        elif os.path.isdir(real):
+            check = check_unit(real, sidecar_dir, heal=heal)
+            yield Target(real, (*check.listing.members, *check.missing), check)
+        else:
+            yield Target(real, (lone_member(real, sidecar_dir),))
