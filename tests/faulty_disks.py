@@ -107,7 +107,7 @@ class PowerLossDisk(DyingDisk):
         return own
 
     def _saved(self, path: str, dir_fd: int | None) -> str | None:
-        kept = str(self._attic / f"kept-{len(os.listdir(self._attic))}")
+        kept = str(self._attic / f"kept-{len(self._names)}-{len(self.calls)}")
         try:
             os.link(path, kept, src_dir_fd=dir_fd)
         except FileNotFoundError:
@@ -157,7 +157,7 @@ class PowerLossDisk(DyingDisk):
         def take_back() -> None:
             os.rename(f"{folder}/{target}", f"{folder}/{source}")
             if kept:
-                os.link(kept, f"{folder}/{target}")
+                os.rename(kept, f"{folder}/{target}")
 
         super().replace(source, target, dir_fd=dir_fd)
         self._names.append(take_back)
@@ -168,7 +168,7 @@ class PowerLossDisk(DyingDisk):
 
         def take_back() -> None:
             assert kept
-            os.link(kept, f"{folder}/{path}")
+            os.rename(kept, f"{folder}/{path}")
 
         super().unlink(path, dir_fd=dir_fd)
         self._names.append(take_back)
@@ -177,6 +177,8 @@ class PowerLossDisk(DyingDisk):
         """Take back what was not synced; call it once, after the death."""
         for take_back in reversed(self._names[seeded.randrange(len(self._names) + 1) :]):
             take_back()
+        for entry in self._attic.iterdir():
+            entry.unlink()
         for undone in self._data.values():
             for one in reversed(undone):
                 one(seeded)

@@ -123,13 +123,17 @@ class FileVerification:
 
 @dataclass(frozen=True, slots=True)
 class UnitReport:
-    """A directory as one unit: its index file and what it says of files that came or went."""
+    """A directory as one unit: its index file and what it says of files that came, went or were protected anew by themselves.
+
+    ``unprotected`` files are in the directory and not in its index; the sidecars of ``mismatched`` ones have another root than the index.
+    """
 
     path: str
     root: str
     state: SidecarState
     missing: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     message: str = ""
 
@@ -137,7 +141,7 @@ class UnitReport:
     def exit_code(self) -> int:
         if self.missing:
             return ExitCode.NOT_REPAIRABLE
-        if self.unprotected or self.state in (SidecarState.MISSING,):
+        if self.unprotected or self.mismatched or not self.root:
             return ExitCode.CANNOT_TELL
         return ExitCode.OK
 

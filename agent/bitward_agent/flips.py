@@ -24,22 +24,18 @@ def count_flips(found: Bytes, correct: Bytes) -> int:
 def list_flips(block: Block, found: Bytes, correct: Bytes, limit: int) -> tuple[Flip, ...]:
     """The first ``limit`` flips of a block, in the order of their offsets."""
     difference = found ^ correct
-    places = difference.nonzero()[0][:limit]
-    flips: list[Flip] = []
-    describe = _element_describer(block)
-    for at in places.tolist():
-        wrong = int(difference[at])
-        for bit in range(8):
-            if wrong >> bit & 1:
-                flips.append(describe(at, bit, found, correct))  # noqa: PERF401  # two loops deep
-    return tuple(flips[:limit])
+    at = difference.nonzero()[0][:limit]
+    byte, bit = np.unpackbits(difference[at, None], axis=1, bitorder="little").nonzero()
+    return _BlockFlips(block, found, correct).at(at[byte][:limit], bit[:limit])
 
 
-class _element_describer:  # noqa: N801  # used like a function: built once for a block, called for each flip
-    def __init__(self, block: Block) -> None:
+class _BlockFlips:
+    """Names flips of one block; values are decoded once for each element, as a lost block has many flips in each."""
+
+    def __init__(self, block: Block, found: Bytes, correct: Bytes) -> None:
         span = block.span
+        self.block = block
         self.start = block.offset - span.offset
-        self.file_offset = block.offset
         self.tensor = span.name if span.role is Role.TENSOR else None
         try:
             self.width = records.element_bits(span.dtype)
@@ -48,20 +44,26 @@ class _element_describer:  # noqa: N801  # used like a function: built once for 
             self.width, self.dtype = 8, ""
         whole = math.prod(span.dims) * self.width == 8 * span.length
         self.dims = span.dims if self.tensor is not None and whole else None
+        self.data = [found.tobytes(), correct.tobytes()]
+        self.fields = [records.field_of(self.dtype, bit) for bit in range(self.width)]
 
-    def __call__(self, at: int, bit: int, found: Bytes, correct: Bytes) -> Flip:
-        element, element_bit = divmod(8 * (self.start + at) + bit, self.width)
+    def at(self, byte: npt.NDArray[np.intp], bit: npt.NDArray[np.intp]) -> tuple[Flip, ...]:
+        """Flips at bits of bytes of the block, in ascending order."""
+        element, element_bit = np.divmod(8 * (self.start + byte) + bit, self.width)
+        flips: list[Flip] = []
+        known: int | None = None
+        index: tuple[int, ...] = ()
+        found: float | int | str = 0
+        correct: float | int | str = 0
+        for one, its_bit, offset in zip(element.tolist(), element_bit.tolist(), (byte + self.block.offset).tolist(), strict=True):
+            if one != known:
+                known, found, correct = one, self._value(0, one), self._value(1, one)
+                index = (one,) if self.dims is None else records.unravel(one, self.dims)
+            flips.append(Flip(self.tensor, index, its_bit, self.fields[its_bit], offset, found, correct))
+        return tuple(flips)
+
+    def _value(self, which: int, element: int) -> float | int | str:
         low = element * self.width // 8 - self.start
         high = -(-(element + 1) * self.width // 8) - self.start
-        shift = element * self.width % 8
-        mask = (1 << self.width) - 1
-        values = [int.from_bytes(data[low:high].tobytes(), "little") >> shift & mask for data in (found, correct)]
-        return Flip(
-            tensor=self.tensor,
-            index=(element,) if self.dims is None else records.unravel(element, self.dims),
-            bit=element_bit,
-            field=records.field_of(self.dtype, element_bit),
-            offset=self.file_offset + at,
-            found=records.decode_element(self.dtype, values[0]),
-            correct=records.decode_element(self.dtype, values[1]),
-        )
+        bits = int.from_bytes(self.data[which][max(low, 0) : max(high, 0)], "little") >> element * self.width % 8
+        return records.decode_element(self.dtype, bits & ((1 << self.width) - 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bitward_agent.locate import Outcome
 from bitward_agent.scan import ScanResult
 from bitward_agent.verify import OpenPair
+from bitward_formats.readers.opaque import NAME as OPAQUE
 
 APPENDED_LIMIT_BYTES = 1 << 20
 """A modified file with more bytes than this at its end was rewritten, not damaged."""
@@ -60,8 +61,9 @@ def is_rewrite(pair: OpenPair, result: ScanResult, differences: Differences) -> 
     """
     if not pair.modified:
         return False
-    if pair.excess_bytes > APPENDED_LIMIT_BYTES:
-        return True
+    opaque = pair.sidecar.layout.format_name == OPAQUE
+    if pair.excess_bytes > (0 if opaque and pair.has_new_mtime else APPENDED_LIMIT_BYTES):
+        return True  # logs and texts grow at their end; a checkpoint does not
     if differences.unsolved:
         return not present_blocks_match(pair, result)
     recorded = pair.sidecar.superblock.file_bytes

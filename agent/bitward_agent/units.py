@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import SidecarState, UnitReport
@@ -102,11 +102,20 @@ def index_damage(path: str, index: UnitIndex, disk: Disk = DISK) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class UnitCheck:
-    """A unit as it is now: its files, those that the index knows and that are gone, and the report about it."""
+    """A unit as it is now: its files, those that the index knows and that are gone, the report, and the roots that the index binds."""
 
     listing: Listing
     missing: tuple[Member, ...]
     report: UnitReport
+    roots: dict[str, str]
+
+    def report_on(self, found: dict[str, str]) -> UnitReport:
+        """The report, with the files whose sidecar has another root; ``found`` maps relative paths to roots, empty if unknown."""
+        differing = sorted(name for name, root in found.items() if root and self.roots.get(name, root) != root)
+        if not differing:
+            return self.report
+        message = "files were protected anew by themselves: if that was meant, protect the directory again"
+        return replace(self.report, mismatched=tuple(differing), message="; ".join(filter(None, (self.report.message, message))))
 
 
 def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = False, disk: Disk = DISK) -> UnitCheck:
@@ -118,7 +127,7 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
     if isinstance(index, str):
         state = SidecarState.DAMAGED if index else SidecarState.MISSING
         message = index or "no index of the directory: whether files are missing cannot be told; 'bitward protect' makes one"
-        return UnitCheck(listing, (), UnitReport(folder, "", state, skipped=listing.skipped, message=message))
+        return UnitCheck(listing, (), UnitReport(folder, "", state, skipped=listing.skipped, message=message), {})
     known = {os.fsdecode(entry.path) for entry in index.entries}
     state, message = SidecarState.INTACT, ""
     if index_damage(path, index, disk):
@@ -130,6 +139,12 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
     missing = sorted(known - present)
     gone = tuple(Member(os.path.join(folder, name), name, os.path.join(base, name + ".ward")) for name in missing)
     report = UnitReport(
-        folder, index.superblock.root.hex(), state, tuple(missing), tuple(sorted(present - known)), listing.skipped, message
+        folder,
+        index.superblock.root.hex(),
+        state,
+        tuple(missing),
+        tuple(sorted(present - known)),
+        skipped=listing.skipped,
+        message=message,
     )
-    return UnitCheck(listing, gone, report)
+    return UnitCheck(listing, gone, report, {os.fsdecode(entry.path): entry.root.hex() for entry in index.entries})

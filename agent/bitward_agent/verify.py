@@ -38,7 +38,13 @@ class OpenPair:
         return (self.state.size, self.state.mtime_ns) != (block.file_bytes, block.mtime_ns)
 
     @property
+    def has_new_mtime(self) -> bool:
+        """Whether somebody wrote to the file, or touched it, since it was protected."""
+        return self.state.mtime_ns != self.sidecar.superblock.mtime_ns
+
+    @property
     def excess_bytes(self) -> int:
+        """Bytes behind the end of what was protected."""
         return max(0, self.state.size - self.sidecar.superblock.file_bytes)
 
     def sidecar_report(self) -> SidecarReport:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bitward.targets import PathLike, folder_of, targets
+from bitward.targets import PathLike, Target, folder_of, targets
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import (
     DiffReport,
@@ -104,7 +104,7 @@ def verify(
             files += found
             continue
         files += _of_tensor(found) if tensor is not None else found
-        units.append(target.unit.report)
+        units.append(target.unit.report_on(_roots(target, found)))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     size = sum(file.bytes for file in files)
     return VerifyReport("bitward.verify/1", _VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
@@ -114,6 +114,11 @@ def _of_tensor(found: list[FileVerification]) -> list[FileVerification]:
     """In a directory a tensor pattern need not match in every file; those without a match drop out, unless that leaves none."""
     matching = [file for file in found if not file.message.startswith("no tensor matches")]
     return matching or found
+
+
+def _roots(target: Target, files: Sequence[FileVerification | FileRepair]) -> dict[str, str]:
+    """What each file's sidecar says its root is."""
+    return {member.relative: file.root for member, file in zip(target.members, files, strict=True)}
 
 
 def _gone(member: Member) -> FileVerification:
@@ -160,7 +165,8 @@ def repair(
                     source.close()
         if target.unit is not None:
             still = tuple(member.relative for member in target.unit.missing if not os.path.lexists(member.path))
-            units.append(replace(target.unit.report, missing=still))
+            checked = target.unit.report_on(_roots(target, files[-len(target.members) :] if target.members else []))
+            units.append(replace(checked, missing=still))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     return RepairReport(
         "bitward.repair/1",

@@ -17,28 +17,32 @@ def _field_names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
-def plain(value: Any) -> Any:
-    """``value`` made of what JSON knows. NaN and infinities, for which it has no literal, become strings."""
-    if isinstance(value, float):
-        return value if isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, str):
-        return str(value)
+def _form(value: Any) -> Any:
+    """The JSON form of what the encoder does not know by itself."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in _field_names(type(value))}
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(one) for one in value]
+        return {name: getattr(value, name) for name in _field_names(type(value))}
     if isinstance(value, PurePath):
         return str(value)
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
+def _without_nan(value: Any) -> Any:
+    """``value`` with NaN and infinities, for which JSON has no literal, as strings."""
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_without_nan(one) for one in value]
+    return _without_nan(_form(value)) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def document(value: Any) -> str:
     """One JSON document on one line, ASCII only, so that any path and any terminal's encoding will do."""
-    return json.dumps(plain(value), ensure_ascii=True, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False, default=_form)
+    except ValueError:  # rare: values that are not numbers are strings already where they are made
+        return json.dumps(_without_nan(value), ensure_ascii=True, allow_nan=False, default=_form)
 
 
 def error_document(message: str, exit_code: int) -> str:

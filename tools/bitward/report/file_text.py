@@ -73,7 +73,7 @@ def _named(names: Iterable[str], words: str, style: Style) -> Iterator[str]:
 def unit_lines(units: tuple[UnitReport, ...], style: Style, *, name_skipped: bool = False) -> Iterator[str]:
     """Lines for directories about which there is something to say. What is left out on purpose is named only once, when protecting."""
     for unit in units:
-        sound = unit.state in (SidecarState.INTACT, SidecarState.HEALED) and not unit.missing and not unit.unprotected
+        sound = unit.state in (SidecarState.INTACT, SidecarState.HEALED) and not (unit.missing or unit.unprotected or unit.mismatched)
         if sound and not unit.skipped and not unit.message:
             continue
         words = style.good("complete") if sound else style.bad("not complete") if unit.missing else style.warn("cannot tell if complete")
@@ -82,6 +82,7 @@ def unit_lines(units: tuple[UnitReport, ...], style: Style, *, name_skipped: boo
             yield f"  {printable_text(unit.message)}"
         yield from _named(unit.missing, style.bad("missing"), style)
         yield from _named(unit.unprotected, style.warn(f"not protected; {command('protect', unit.path)} adds it"), style)
+        yield from _named(unit.mismatched, style.warn("its sidecar is not the one that the directory's index knows"), style)
         if name_skipped:
             yield from _named(unit.skipped, "left out, it is no part of the unit", style)
         elif unit.skipped:
