@@ -30,7 +30,7 @@ from bitward_formats.stripes import StripeAccumulator
 
 Bytes = npt.NDArray[np.uint8]
 
-_BATCH_SLOTS = 16
+_BATCH_SLOTS = 64
 """Slots that are read and coded at once: 1 MiB, so that data and parity stay in the cache (measured)."""
 
 

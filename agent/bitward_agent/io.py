@@ -55,6 +55,9 @@ class Disk:
     def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         os.unlink(path, dir_fd=dir_fd)
 
+    def make_folder(self, path: str, *, dir_fd: int | None = None) -> None:
+        os.mkdir(path, dir_fd=dir_fd)
+
 
 DISK = Disk()
 
@@ -73,8 +76,10 @@ def _state(result: os.stat_result) -> FileState:
     return FileState(result.st_size, result.st_mtime_ns, result.st_dev, result.st_ino)
 
 
-def open_folder(path: str, disk: Disk = DISK) -> int:
-    """A descriptor (O_PATH) of a folder. No symbolic link is followed on the way, so nobody can lead it elsewhere.
+def open_folder(path: str, disk: Disk = DISK, *, make: bool = False) -> int:
+    """A descriptor (O_PATH) of a folder; with ``make``, missing ones on the way are made.
+
+    No symbolic link is followed on the way, so nobody can lead it elsewhere.
 
     Raises:
         OSError: a component is missing, or a link.
@@ -85,7 +90,13 @@ def open_folder(path: str, disk: Disk = DISK) -> int:
         if part in ("", "."):
             continue
         try:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    disk.make_folder(part, dir_fd=fd)
             below = disk.open(part, flags, dir_fd=fd)
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
             disk.close(fd)
         fd = below
@@ -262,6 +273,36 @@ def sync_folder(folder_fd: int, disk: Disk = DISK) -> None:
             disk.sync(fd)
         finally:
             disk.close(fd)
+
+
+def make_folder(path: str, disk: Disk = DISK) -> None:
+    """Make a folder and those above it, if they are missing.
+
+    Raises:
+        WriteError: that is not possible.
+    """
+    try:
+        disk.close(open_folder(path, disk, make=not os.path.isdir(path)))
+    except OSError as error:
+        raise WriteError(f"{path}: cannot make this folder: {reason(error)}") from error
+
+
+def make_empty(path: str, disk: Disk = DISK) -> None:
+    """Make an empty file, and the folders above it if they are missing.
+
+    Raises:
+        WriteError: something is there already, or it cannot be made.
+    """
+    folder, name = os.path.split(path)
+    make_folder(folder, disk)
+    try:
+        folder_fd = open_folder(folder, disk)
+        try:
+            disk.close(disk.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder_fd))
+        finally:
+            disk.close(folder_fd)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot make this file: {reason(error)}") from error
 
 
 def remove(path: str, disk: Disk = DISK) -> None:

@@ -21,7 +21,8 @@ from bitward_formats.packing import unpack_lanes
 from bitward_formats.packing_sizes import packed_bytes, parity_record_count
 from bitward_formats.pages import Section
 from bitward_formats.sidecar import ParityStream, Sidecar, read_parity
-from bitward_formats.stripe_decode import Patient, StripeDecoder, StripeSyndrome, agreed_data, decode_inner_alone, inner_step, is_hopeless
+from bitward_formats.stripe_decode import Patient, StripeDecoder, agreed_data, decode_inner_alone, inner_step, is_hopeless
+from bitward_formats.stripe_syndrome import StripeSyndrome
 from bitward_formats.stripes import StripeAccumulator, symbol_mask, to_symbols
 
 Bytes = npt.NDArray[np.uint8]

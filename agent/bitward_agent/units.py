@@ -37,15 +37,23 @@ def sidecar_base(folder: str, sidecar_dir: str | None) -> str:
     return os.path.join(sidecar_dir, os.path.basename(folder)) if sidecar_dir else folder
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-    for entry in ordered:
-        relative = prefix + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, relative + "/")
+        return iter(sorted(entries, key=lambda entry: os.fsencode(entry.name)))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(relative path, entry) of all that is no directory. Not recursive: directories may be nested deeper than Python's stack."""
+    open_folders = [("", _entries(folder))]
+    while open_folders:
+        prefix, entries = open_folders[-1]
+        entry = next(entries, None)
+        if entry is None:
+            open_folders.pop()
+        elif entry.is_dir(follow_symlinks=False):
+            open_folders.append((f"{prefix}{entry.name}/", _entries(entry.path)))
         else:
-            yield relative, entry
+            yield prefix + entry.name, entry
 
 
 def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
@@ -57,11 +65,13 @@ def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
     base = sidecar_base(folder, sidecar_dir)
     members, skipped = [], []
     try:
-        for relative, entry in _walk(folder, ""):
+        for relative, entry in _walk(folder):
             if entry.is_symlink():
                 skipped.append(f"{relative} (a symbolic link)")
             elif not entry.is_file(follow_symlinks=False):
                 skipped.append(f"{relative} (not a regular file)")
+            elif relative + ".ward" == UNIT_INDEX_NAME:
+                skipped.append(f"{relative} (its sidecar would take the place of the directory's index)")
             elif not entry.name.endswith(_OURS):
                 members.append(Member(entry.path, relative, os.path.join(base, relative + ".ward")))
     except OSError as error:
@@ -120,7 +130,10 @@ class UnitCheck:
 
 def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = False, disk: Disk = DISK) -> UnitCheck:
     """Hold a directory against its index. With ``heal`` a damaged index that can still be read is written anew."""
-    listing = list_unit(folder, sidecar_dir)
+    try:
+        listing = list_unit(folder, sidecar_dir)
+    except UnreadableError as error:
+        return UnitCheck(Listing((), ()), (), UnitReport(folder, "", SidecarState.MISSING, message=str(error)), {})
     path = index_path(folder, sidecar_dir)
     index = read_index(path, disk)
     present = {member.relative for member in listing.members}
@@ -133,8 +146,11 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
     if index_damage(path, index, disk):
         state, message = SidecarState.DAMAGED, "the directory's index is damaged but still readable: 'bitward repair' heals it"
         if heal:
-            write_index(path, list(index.entries), index.superblock.protected_ns, disk)
-            state, message = SidecarState.HEALED, "the directory's index was damaged and is whole again"
+            try:
+                write_index(path, list(index.entries), index.superblock.protected_ns, disk)
+                state, message = SidecarState.HEALED, "the directory's index was damaged and is whole again"
+            except BitwardError as error:
+                message = f"the directory's index is damaged and could not be healed: {error}"
     base = sidecar_base(folder, sidecar_dir)
     missing = sorted(known - present)
     gone = tuple(Member(os.path.join(folder, name), name, os.path.join(base, name + ".ward")) for name in missing)

@@ -108,11 +108,12 @@ def syndromes(
     return result
 
 
-def single_flips(found: list[GroupSyndrome], record_bytes: int) -> Flips:
-    """The flips that single-flip syndromes spell, outside of bursts."""
+def single_flips(found: list[GroupSyndrome], record_bytes: int, *, in_bursts: bool) -> Flips:
+    """The flips that single-flip syndromes spell, in cells that look like bursts only if ``in_bursts``."""
     parts = []
     for group in found:
-        block, cell, lane = (group.singles() & ~group.bursts()[:, :, None]).nonzero()
+        singles = group.singles() if in_bursts else group.singles() & ~group.bursts()[:, :, None]
+        block, cell, lane = singles.nonzero()
         record = (cell << group.cell_log2) + group.index[block, cell, lane]
         parts.append((block, record * record_bytes + lane // 8, lane % 8))
     block, byte, bit = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from bitward_formats import gf256
 from bitward_formats.blocks import Block
-from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
+from bitward_formats.geometry import ROWS_PER_SYMBOL
 from bitward_formats.groups import LaneGroups
 from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, only_even_lanes, single_flips, syndromes
+from bitward_formats.stripe_syndrome import StripeSyndrome
 from bitward_formats.stripes import from_symbols, symbol_mask, to_symbols
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
-Index = npt.NDArray[np.intp]
 LeafCheck = Callable[[Block, Bytes], bool]
 
 ROUNDS_LIMIT = 16
@@ -72,51 +72,27 @@ def _batch_syndromes(batch: list[Patient], groups: LaneGroups) -> list[GroupSynd
     return syndromes(np.stack([patient.data for patient in batch]), batch[0].block.span.kind, groups, stored, known)
 
 
-def inner_step(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> int:
-    """Undo what the inner code spells out, and keep it where it solves a block or leaves fewer doubts; returns the bits turned."""
-    turned = 0
+def inner_step(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> None:
+    """Undo what the inner code spells out.
+
+    First everywhere, since one flip in every lane of a cell is within the guarantee and looks like a burst; where that does not solve a
+    block, outside of bursts only, as noise spells flips that never were.
+    """
     for batch in _batches([patient for patient in patients if not patient.solved]):
-        flips = single_flips(_batch_syndromes(batch, groups), batch[0].block.span.kind.record_bytes)
+        found = _batch_syndromes(batch, groups)
+        record_bytes = batch[0].block.span.kind.record_bytes
+        everywhere = single_flips(found, record_bytes, in_bursts=True)
+        outside = single_flips(found, record_bytes, in_bursts=False)
         for index, patient in enumerate(batch):
-            mine = flips.of_block(index)
-            if mine.byte.size:
-                np.bitwise_xor.at(patient.data, mine.byte, (1 << mine.bit).astype(np.uint8))
-                turned += mine.byte.size
-                patient.solved = is_leaf(patient.block, patient.data)
-    return turned
+            _turn_bits(patient.data, everywhere.of_block(index))
+            patient.solved = is_leaf(patient.block, patient.data)
+            if not patient.solved:
+                patient.data[:] = patient.raw
+                _turn_bits(patient.data, outside.of_block(index))
 
 
-@dataclass(slots=True)
-class StripeSyndrome:
-    """P and Q syndromes, one byte per symbol, of what ``patients`` now hold. ``p_known``/``q_known``: which symbols have parity."""
-
-    code: CodeClass
-    slot_count: int
-    p: Bytes
-    q: Bytes
-    p_known: Bools
-    q_known: Bools
-
-    def exponent(self, position: int) -> int:
-        """The power of 2 that weighs a slot in Q."""
-        return self.slot_count - 1 - position
-
-    def symbol_of(self, byte: Index, bit: Index | int) -> Index:
-        """The symbols that hold bits of a slot."""
-        row, column = np.divmod(byte, self.code.row_bytes)
-        return np.asarray(row // ROWS_PER_SYMBOL * self.code.symbol_bytes + 8 * column + bit)
-
-    def turn_bits(self, position: int, byte: Index, bit: Index) -> None:
-        """Account for turned bits of a slot."""
-        symbol = self.symbol_of(byte, bit)
-        value = (1 << byte // self.code.row_bytes % ROWS_PER_SYMBOL).astype(np.uint8)
-        np.bitwise_xor.at(self.p, symbol, value)
-        np.bitwise_xor.at(self.q, symbol, gf256.multiply_by_power(value, self.exponent(position)))
-
-    def turn_symbols(self, position: int, values: Bytes) -> None:
-        """Account for a slot's change, given as one byte per symbol."""
-        self.p ^= values
-        self.q ^= gf256.multiply_by_power(values, self.exponent(position))
+def _turn_bits(data: Bytes, flips: Flips) -> None:
+    np.bitwise_xor.at(data, flips.byte, (1 << flips.bit).astype(np.uint8))
 
 
 class StripeDecoder:
@@ -191,14 +167,15 @@ class StripeDecoder:
 
     def _inner(self) -> None:
         for batch in _batches(self.open_patients()):
-            flips = single_flips(_batch_syndromes(batch, self.groups), batch[0].block.span.kind.record_bytes)
+            record_bytes = batch[0].block.span.kind.record_bytes
+            flips = single_flips(_batch_syndromes(batch, self.groups), record_bytes, in_bursts=False)
             for index, patient in enumerate(batch):
                 self._turn(patient, flips.of_block(index))
         self._check()
 
     def _turn(self, patient: Patient, flips: Flips) -> None:
         if flips.byte.size:
-            np.bitwise_xor.at(patient.data, flips.byte, (1 << flips.bit).astype(np.uint8))
+            _turn_bits(patient.data, flips)
             self.syndrome.turn_bits(patient.position, flips.byte + patient.at, flips.bit)
 
     def _check(self) -> bool:
@@ -248,7 +225,8 @@ class StripeDecoder:
         for patient in self.open_patients():
             if patient.position == position:
                 mask[0, patient.place] = 0xFF
-        return to_symbols(mask, self.syndrome.code.row_bytes)[0]
+        planes: Bytes = to_symbols(mask, self.syndrome.code.row_bytes)[0]
+        return planes
 
     def _turn_symbols(self, position: int, values: Bytes) -> None:
         """Change a slot's open blocks by ``values``, one byte per symbol."""
@@ -264,34 +242,10 @@ class StripeDecoder:
         """Solve for lost symbols, one or two of a stripe; returns whether that solved a block."""
         positions = self._positions()
         count = lost.sum(axis=0)
-        for row, values in enumerate(self._solve(lost, count, positions)):
+        for row, values in enumerate(self.syndrome.solve(lost, count, positions)):
             self.guessed |= (values != 0) & (count == 2)
             self._turn_symbols(positions[row], values & self._open_planes(positions[row]))
         return self._check()
-
-    def _solve(self, lost: Bools, count: npt.NDArray[np.int64], positions: list[int]) -> Bytes:
-        """Changes (slots, symbols) that explain the syndromes as they are now."""
-        syndrome, width = self.syndrome, lost.shape[1]
-        weights = np.array([syndrome.exponent(position) for position in positions], np.int16)
-        changes = np.zeros((len(positions), width), np.uint8)
-        one = (count == 1) & (syndrome.p_known | syndrome.q_known)
-        symbols = one.nonzero()[0]
-        rows = lost[:, symbols].argmax(axis=0)
-        from_p, from_q = syndrome.p[symbols], gf256.multiply_by_power(syndrome.q[symbols], -weights[rows])
-        both = syndrome.p_known[symbols] & syndrome.q_known[symbols]
-        value = np.where(syndrome.p_known[symbols], from_p, from_q)
-        value[both & (from_p != from_q)] = 0  # one lost symbol does not explain both syndromes
-        changes[rows, symbols] = value
-        symbols = ((count == 2) & syndrome.p_known & syndrome.q_known).nonzero()[0]
-        first = lost[:, symbols].argmax(axis=0)
-        second = len(positions) - 1 - lost[::-1, symbols].argmax(axis=0)
-        p, q = syndrome.p[symbols], syndrome.q[symbols]
-        numerator = gf256.multiply_by_power(p, weights[second]) ^ q
-        divisor = gf256.POWER[weights[first]] ^ gf256.POWER[weights[second]]
-        at_first = gf256.divide(numerator, divisor)
-        changes[first, symbols] = at_first
-        changes[second, symbols] = at_first ^ p
-        return changes
 
     def _try_even_lanes(self) -> None:
         """Two flips in one lane of one cell leave few candidates; the leaf says which it was."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
-from bitward_agent.errors import BitwardError, InputError
+from bitward_agent.errors import BitwardError, InputError, WriteError
 from bitward_agent.findings import (
     DiffReport,
     ExitCode,
@@ -30,7 +31,7 @@ from bitward_agent.findings import (
     Verdict,
     VerifyReport,
 )
-from bitward_agent.io import resolve
+from bitward_agent.io import make_empty, remove, resolve
 from bitward_agent.units import Member, list_unit
 from bitward_agent.verify import FlipBudget, verify_file
 from bitward_formats.errors import FormatError
@@ -154,12 +155,13 @@ def repair(
     units: list[UnitReport] = []
     for target in targets(paths, where, heal=not dry_run):
         for member in target.members:
-            opened = _sources(sources, member)
+            opened = _sources(sources, member, alone=target.unit is None)
             try:
-                if target.is_missing(member) and not dry_run and opened and os.path.lexists(member.sidecar):
-                    _make_room(member)
+                made = target.is_missing(member) and not dry_run and bool(opened) and _make_room(member)
                 request = RepairRequest(tuple(opened), dry_run, best_effort, time.time_ns())
                 files.append(repair_file(member.path, member.sidecar, request, jobs=jobs, progress=progress))
+                if made and files[-1].verdict is not Verdict.INTACT:
+                    _clear_room(member)
             finally:
                 for source in opened:
                     source.close()
@@ -181,16 +183,38 @@ def repair(
     )
 
 
-def _make_room(member: Member) -> None:
-    """An empty file in the place of one that is gone: a file torn to nothing, which a source can fill."""
-    os.makedirs(os.path.dirname(member.path), exist_ok=True)
-    os.close(os.open(member.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
+def _make_room(member: Member) -> bool:
+    """Make an empty file in the place of one that is gone: a file torn to nothing, which a source can fill. Whether that was done."""
+    try:
+        if not os.path.lexists(member.sidecar):
+            return False
+        make_empty(member.path)
+    except WriteError:
+        return False  # the repair, which cannot open it either, says why
+    return True
 
 
-def _sources(sources: Sequence[PathLike], member: Member) -> list[LocalSource]:
+def _clear_room(member: Member) -> None:
+    """Take the empty file away again if nothing came into it."""
+    with suppress(OSError, BitwardError):
+        if os.path.getsize(member.path) == 0:
+            remove(member.path)
+
+
+def _sources(sources: Sequence[PathLike], member: Member, *, alone: bool) -> list[LocalSource]:
+    """The copies that have this file. A directory's copy may lack some of its files, a file's own may not."""
     from bitward_agent.sources.local import LocalSource
 
-    return [LocalSource(os.fspath(source), member.path, member.relative) for source in sources]
+    opened = []
+    for source in sources:
+        try:
+            opened.append(LocalSource(os.fspath(source), member.path, member.relative))
+        except BitwardError:
+            if alone or not os.path.lexists(source):
+                for one in opened:
+                    one.close()
+                raise
+    return opened
 
 
 def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainReport:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitward.targets import PathLike, folder_of, lone_member
-from bitward_agent.errors import BitwardError, InputError, UntrustedError
+from bitward_agent.errors import BitwardError, InputError, UnreadableError, UntrustedError
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
-from bitward_agent.io import resolve
+from bitward_agent.io import journal_path, make_folder, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.units import Member, index_path, list_unit, sidecar_base, write_index
 from bitward_agent.verify import verify_file
@@ -74,7 +74,10 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
 
 
 def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tuple[list[FileProtection], UnitReport]:
-    listing = list_unit(folder, sidecar_dir)
+    try:
+        listing = list_unit(folder, sidecar_dir)
+    except UnreadableError as error:
+        return [], UnitReport(folder, "", SidecarState.MISSING, message=str(error))
     files = [_protect_one(member, request) for member in listing.members]
     report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
     if any(file.exit_code for file in files):
@@ -84,9 +87,9 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         for member, file in zip(listing.members, files, strict=True)
     ]
     try:
-        os.makedirs(sidecar_base(folder, sidecar_dir), exist_ok=True)
+        make_folder(sidecar_base(folder, sidecar_dir))
         root = write_index(index_path(folder, sidecar_dir), entries, time.time_ns())
-    except (BitwardError, OSError) as error:
+    except BitwardError as error:
         return files, replace(report, message=str(error))
     return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
 
@@ -95,6 +98,8 @@ def _damage_already(member: Member, request: Request) -> str:
     """Why the file must not be blessed as it is: an older sidecar says that it is damaged. Empty if nothing speaks against it."""
     if request.force or not os.path.lexists(member.sidecar):
         return ""
+    if os.path.lexists(journal_path(member.sidecar)):
+        return f"{member.path}: a repair was interrupted: 'bitward repair' finishes it; --force protects the file as it is"
     found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
     if found.verdict is not Verdict.DAMAGED or found.modified:
         return ""
@@ -120,7 +125,7 @@ def _protect_one(member: Member, request: Request) -> FileProtection:
         refusal = _damage_already(member, request)
         if refusal:
             return replace(failed, message=refusal, exit_code=ExitCode.NOT_REPAIRABLE)
-        os.makedirs(os.path.dirname(member.sidecar) or ".", exist_ok=True)
+        make_folder(os.path.dirname(member.sidecar))
         made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
     except UntrustedError as error:
         return replace(failed, message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)

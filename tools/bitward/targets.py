@@ -27,8 +27,8 @@ class Target:
 
 
 def folder_of(sidecar_dir: PathLike | None) -> str | None:
-    """The absolute path of ``--sidecar-dir``."""
-    return None if sidecar_dir is None else os.path.abspath(os.fspath(sidecar_dir))
+    """The real path of ``--sidecar-dir``."""
+    return None if sidecar_dir is None else resolve(os.fspath(sidecar_dir))
 
 
 def lone_member(path: str, sidecar_dir: str | None) -> Member:
