@@ -69,7 +69,8 @@ class Flip:
 class Damage:
     """One bad block. ``offset`` and ``length`` give the block's range in the file, in bytes.
 
-    ``block`` is the block's index in its span. ``flips`` may be cut; ``flip_count`` is not, and 0 when what was there is unknown.
+    ``unreadable``: the medium gave an error; ``missing``: the file ends before the block does. ``block`` is the block's index in its span.
+    ``flips`` may be cut; ``flip_count`` is not, and 0 when what was there is unknown.
     """
 
     tensor: str | None
@@ -82,6 +83,7 @@ class Damage:
     flip_count: int
     flips: tuple[Flip, ...] = ()
     unreadable: bool = False
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

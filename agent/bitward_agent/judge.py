@@ -81,6 +81,7 @@ class DamageDescriber:
     def __call__(self, outcome: Outcome) -> Damage:
         """The finding of one bad block."""
         right, block = outcome.correct, outcome.block
+        missing = block.end > self._pair.state.size
         count = 0
         flips: tuple[Flip, ...] = ()
         if right is not None and not outcome.unreadable:
@@ -96,5 +97,6 @@ class DamageDescriber:
             medium=self._medium(outcome),
             flip_count=count,
             flips=flips,
-            unreadable=outcome.unreadable,
+            unreadable=outcome.unreadable and not missing,
+            missing=missing,
         )

@@ -175,7 +175,7 @@ def _failed(path: str, message: str, sidecar: SidecarReport | None = None, size:
     report = sidecar or SidecarReport("", SidecarState.MISSING)
     return FileRepair(
         *(path, Verdict.UNVERIFIABLE, size, "", "", False, report, 0, 0),
-        message=message,
+        message=message.removeprefix(f"{path}: "),
         exit_code=ExitCode.CANNOT_TELL,
     )
 

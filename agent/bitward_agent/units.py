@@ -15,6 +15,11 @@ from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, bu
 _OURS = (".ward", ".ward-journal", ".ward-log", ".ward.new", ".ward-journal.new")
 
 
+def is_ours(path: str) -> bool:
+    """Whether a file is a sidecar, a journal, a log or a temporary file of ours, by its name."""
+    return path.endswith(_OURS)
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A regular file of a unit. ``relative`` uses ``/`` and the file system's bytes (surrogateescape)."""
@@ -72,7 +77,7 @@ def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
                 skipped.append(f"{relative} (not a regular file)")
             elif relative + ".ward" == UNIT_INDEX_NAME:
                 skipped.append(f"{relative} (its sidecar would take the place of the directory's index)")
-            elif not entry.name.endswith(_OURS):
+            elif not is_ours(entry.name):
                 members.append(Member(entry.path, relative, os.path.join(base, relative + ".ward")))
     except OSError as error:
         raise UnreadableError(f"{error.filename}: cannot list: {error.strerror}") from error

@@ -94,7 +94,7 @@ def open_pair(path: str, sidecar_path: str, disk: Disk = DISK) -> OpenPair | Fil
 
 def unverifiable(path: str, size: int, sidecar: SidecarReport, message: str) -> FileVerification:
     """The verdict of a file about which nothing can be said."""
-    return FileVerification(path, Verdict.UNVERIFIABLE, size, "", "", False, sidecar, message=message)
+    return FileVerification(path, Verdict.UNVERIFIABLE, size, "", "", False, sidecar, message=message.removeprefix(f"{path}: "))
 
 
 class FlipBudget:

@@ -209,6 +209,8 @@ class StripeDecoder:
         turned = False
         for slot in self._positions():
             mine = symbols[believed & (position == slot)]
+            if not mine.size:
+                continue
             change = np.zeros(self.symbol_count, np.uint8)
             change[mine] = syndrome.p[mine]
             change &= self._open_planes(slot)
@@ -253,13 +255,14 @@ class StripeDecoder:
 
 
 def is_hopeless(patients: Sequence[Patient], groups: LaneGroups) -> bool:
-    """Whether three or more full blocks of the stripe hold nothing but noise: then no symbol can be solved for."""
-    noise = set()
-    for batch in _batches([patient for patient in patients if not patient.solved]):
+    """Whether three or more full blocks of the stripe are lost or hold nothing but noise: then no symbol can be solved for."""
+    open_patients = [patient for patient in patients if not patient.solved and patient.block.is_full]
+    lost = {patient.position for patient in open_patients if patient.unreadable is not None and patient.unreadable.all()}
+    for batch in _batches([patient for patient in open_patients if patient.position not in lost]):
         found = _batch_syndromes(batch, groups)
         share = np.mean([group.bursts().mean(axis=1) for group in found if group.lanes.any()], axis=0)
-        noise |= {patient.position for patient, part in zip(batch, share, strict=True) if part > _NOISE_SHARE and patient.block.is_full}
-    return len(noise) > 2
+        lost |= {patient.position for patient, part in zip(batch, share, strict=True) if part > _NOISE_SHARE}
+    return len(lost) > 2
 
 
 def decode_inner_alone(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> None:

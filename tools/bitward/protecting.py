@@ -12,7 +12,7 @@ from bitward_agent.errors import BitwardError, InputError, UnreadableError, Untr
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
 from bitward_agent.io import journal_path, make_folder, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
-from bitward_agent.units import Member, index_path, list_unit, sidecar_base, write_index
+from bitward_agent.units import Member, index_path, is_ours, list_unit, sidecar_base, write_index
 from bitward_agent.verify import verify_file
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
@@ -61,6 +61,8 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
     for path in paths:
         target = resolve(os.fspath(path))
         if not os.path.isdir(target):
+            if is_ours(target):
+                raise InputError(f"{target}: belongs to Bitward itself; name the file that it is about")
             files.append(_protect_one(lone_member(target, where), request))
             continue
         if request.expected is not None:
@@ -80,6 +82,9 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         return [], UnitReport(folder, "", SidecarState.MISSING, message=str(error))
     files = [_protect_one(member, request) for member in listing.members]
     report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
+    if not listing.members:
+        note = "no regular file in it: nothing was protected"
+        return [], replace(report, message=note + ("; name the files that its links point to" if listing.skipped else ""))
     if any(file.exit_code for file in files):
         return files, replace(report, message="not every file could be protected: the directory's index was not written")
     entries = [
@@ -103,9 +108,10 @@ def _damage_already(member: Member, request: Request) -> str:
     found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
     if found.verdict is not Verdict.DAMAGED or found.modified:
         return ""
+    blocks = "1 block differs" if found.damaged_blocks == 1 else f"{found.damaged_blocks} blocks differ"
     return (
-        f"{member.path}: damaged since it was protected, {found.damaged_blocks} blocks differ: 'bitward repair' puts it back; "
-        "--force protects it as it is and gives up the parity that could"
+        f"damaged since it was protected, {blocks}: 'bitward repair' puts it back; --force protects it as it is and gives up the parity "
+        "that could"
     )
 
 
@@ -120,6 +126,10 @@ def _protect_one(member: Member, request: Request) -> FileProtection:
         check_sha256=expected is not None,
         origin="first-seen" if expected is None else "trusted",
     )
+
+    def own(error: Exception) -> str:
+        return str(error).removeprefix(f"{member.path}: ")
+
     failed = FileProtection(member.path, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
     try:
         refusal = _damage_already(member, request)
@@ -128,9 +138,9 @@ def _protect_one(member: Member, request: Request) -> FileProtection:
         make_folder(os.path.dirname(member.sidecar))
         made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
     except UntrustedError as error:
-        return replace(failed, message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
+        return replace(failed, message=own(error), exit_code=ExitCode.NOT_REPAIRABLE)
     except (BitwardError, FormatError, OSError) as error:
-        return replace(failed, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+        return replace(failed, message=own(error), exit_code=ExitCode.CANNOT_TELL)
     block = made.superblock
     return FileProtection(
         path=member.path,

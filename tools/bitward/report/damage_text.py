@@ -67,7 +67,9 @@ def block_line(one: Damage, style: Style, last: Damage | None = None) -> str:
         place = f"{element_name(one.tensor, one.flips[0].index)} … {blocks}"
     else:
         place = f"{printable_tensor(one.tensor)} {blocks}"
-    if one.unreadable:
+    if one.missing:
+        state = "missing"
+    elif one.unreadable:
         state = "cannot be read (I/O error)"
     elif one.flip_count:
         state = count(one.flip_count, "bit") + " wrong"

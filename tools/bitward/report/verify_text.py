@@ -56,7 +56,7 @@ def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Ite
     if note:
         yield style.warn(note)
     if file.modified and file.verdict is Verdict.DAMAGED:
-        yield "its size or time changed as well; what differs is little enough to be damage and not a new version"
+        yield "its size or time changed as well, but what differs looks like damage, not like a new version"
     yield from _what_next(file, style)
 
 
