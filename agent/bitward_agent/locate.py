@@ -20,7 +20,7 @@ from bitward_formats.lanes import unpack_blobs
 from bitward_formats.packing import unpack_lanes
 from bitward_formats.packing_sizes import packed_bytes, parity_record_count
 from bitward_formats.pages import Section
-from bitward_formats.sidecar import ParityStream, Sidecar, read_parity
+from bitward_formats.sidecar import MendedPages, ParityStream, Sidecar, read_parity
 from bitward_formats.stripe_decode import Patient, StripeDecoder, agreed_data, decode_inner_alone, inner_step, is_hopeless
 from bitward_formats.stripe_syndrome import StripeSyndrome
 from bitward_formats.stripes import StripeAccumulator, symbol_mask, to_symbols
@@ -51,6 +51,7 @@ class Locator:
         self.table = sidecar.plan.table
         self._leaf = leaf_function(sidecar.superblock.leaf_hash)
         self._offsets: tuple[Zone, InnerOffsets] | None = None
+        self._mended: MendedPages = {}
 
     def is_leaf(self, block: Block, data: Bytes) -> bool:
         """Whether these bytes are what was protected."""
@@ -113,7 +114,7 @@ class Locator:
             start = offsets.of_packed(block)
         kind = block.span.kind
         size = inner_blob_bytes(kind, block.length, self.groups)
-        stream = read_parity(self.ward.read, self.sidecar, zone, Section.INNER, start, start + size)
+        stream = read_parity(self.ward.read, self.sidecar, zone, Section.INNER, start, start + size, self._mended)
         parities = unpack_blobs(np.frombuffer(stream.data, np.uint8)[None], kind, block.length, self.groups)
         known, at = [], 0
         for group in self.groups:
@@ -152,7 +153,7 @@ class Locator:
         code = zone.code_class
         start = sum(zone.stored_parity_bytes(other) for other in range(stripe))
         end = start + zone.stored_parity_bytes(stripe)
-        stream: ParityStream = read_parity(self.ward.read, self.sidecar, zone, section, start, end)
+        stream: ParityStream = read_parity(self.ward.read, self.sidecar, zone, section, start, end, self._mended)
         count = size // code.record_bytes
         lost = np.zeros(end - start, np.uint8)
         for low, high in stream.lost:

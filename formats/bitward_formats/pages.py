@@ -35,6 +35,7 @@ class Section(IntEnum):
 
 
 def pages_for(stream_bytes: int) -> int:
+    """How many pages a stream takes."""
     return -(-stream_bytes // PAYLOAD_BYTES)
 
 
@@ -69,12 +70,13 @@ def mend_flip(page: bytes, section: Section, copy: int, number: int, salt: int) 
         return None
     place = _PLACE.pack(section, copy, 0, number)
     trial = bytearray(page)
-    if page[CHECKED_BYTES - 8 : CHECKED_BYTES] != place:
-        trial[CHECKED_BYTES - 8 : CHECKED_BYTES] = place
+    trial[CHECKED_BYTES - 8 : CHECKED_BYTES] = place
     body = memoryview(trial)[:CHECKED_BYTES]
     stored = int.from_bytes(page[CHECKED_BYTES:], "little")
     if (page_check(body, salt) ^ stored).bit_count() <= 1:  # the flip was in the place or in the check itself
         return bytes(body) + page_check(body, salt).to_bytes(8, "little")
+    if page[CHECKED_BYTES - 8 : CHECKED_BYTES] != place:  # more than one bit is wrong
+        return None
     for at in range(PAYLOAD_BYTES):
         for bit in range(8):
             trial[at] ^= 1 << bit

@@ -50,6 +50,8 @@ ORIGINS = ("first-seen", "trusted", "sealed")
 SUPERBLOCK = struct.Struct("<8sHBBIIBBHQqQQQQQ32s32s32s16s")
 _MENDED_PAGES_LIMIT = 16
 """Most pages of one stream on which the search for a single flip (20 ms each) is spent."""
+_MENDED_PARITY_LIMIT = 64
+"""Likewise of all parity pages together: with more, the sidecar has lost regions, not bits."""
 _LEAST_SHARE_LEFT = 8
 """A sidecar torn to less than this fraction is refused: it bounds what a hostile superblock can make a reader allocate."""
 
@@ -336,20 +338,30 @@ class ParityStream:
         return any(low < end and start < high for low, high in self.lost)
 
 
-def read_parity(fetch: Fetch, sidecar: Sidecar, zone: Zone, section: Section, start: int, end: int) -> ParityStream:
-    """Bytes ``start .. end`` of the P, Q or inner stream of a zone. A single flip in a page is undone on the way."""
+MendedPages = dict[int, bytes | None]
+"""Pages in which a single flip was looked for: mended, or ``None`` if it was more than that."""
+
+
+def read_parity(
+    fetch: Fetch, sidecar: Sidecar, zone: Zone, section: Section, start: int, end: int, mended: MendedPages | None = None
+) -> ParityStream:
+    """Bytes ``start .. end`` of the P, Q or inner stream of a zone. A single flip in a page is undone on the way.
+
+    Args:
+        mended: kept by the caller from one call to the next, so that no page is searched twice, and not more than a few in all.
+    """
+    mended = {} if mended is None else mended
     page = {Section.P: zone.p_page, Section.INNER: zone.inner_page, Section.Q: zone.q_page}[section]
     low, high = start // PAYLOAD_BYTES, pages_for(end)
     raw = fetch((page + low) * PAGE_BYTES, (high - low) * PAGE_BYTES)
-    data, lost, mended = bytearray(), [], 0
+    data, lost = bytearray(), []
     for index in range(high - low):
         number = page + low + index
         chunk = raw[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
         if not is_sound(chunk, section, 0, number, sidecar.superblock.salt):
-            repaired = None
-            if mended < _MENDED_PAGES_LIMIT and any(chunk):
-                mended += 1
-                repaired = mend_flip(chunk, section, 0, number, sidecar.superblock.salt)
+            if number not in mended and len(mended) < _MENDED_PARITY_LIMIT:
+                mended[number] = mend_flip(chunk, section, 0, number, sidecar.superblock.salt)
+            repaired = mended.get(number)
             if repaired is None:
                 at = (low + index) * PAYLOAD_BYTES - start
                 lost.append((max(at, 0), min(at + PAYLOAD_BYTES, end - start)))

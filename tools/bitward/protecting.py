@@ -106,13 +106,11 @@ def _damage_already(member: Member, request: Request) -> str:
     if os.path.lexists(journal_path(member.sidecar)):
         return f"{member.path}: a repair was interrupted: 'bitward repair' finishes it; --force protects the file as it is"
     found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
-    if found.verdict is not Verdict.DAMAGED or found.modified:
+    if found.verdict is not Verdict.DAMAGED:
         return ""
     blocks = "1 block differs" if found.damaged_blocks == 1 else f"{found.damaged_blocks} blocks differ"
-    return (
-        f"damaged since it was protected, {blocks}: 'bitward repair' puts it back; --force protects it as it is and gives up the parity "
-        "that could"
-    )
+    since = "what changed since it was protected looks like damage" if found.modified else "damaged since it was protected"
+    return f"{since}, {blocks}: 'bitward repair' puts it back; --force protects it as it is and gives up the parity that could"
 
 
 def _protect_one(member: Member, request: Request) -> FileProtection:
