@@ -120,16 +120,17 @@ def single_flips(found: list[GroupSyndrome], record_bytes: int, *, in_bursts: bo
     return Flips(block, byte, bit)
 
 
-def doubt_masks(found: list[GroupSyndrome], length: int) -> Bytes:
+def doubt_masks(found: list[GroupSyndrome], length: int, *, bursts_only: bool = False) -> Bytes:
     """Bits that the inner code holds for lost: (blocks, length) u8 masks.
 
-    A lane of a cell with a syndrome that one flip does not explain, and every lane of a burst cell.
+    A lane of a cell with a syndrome that one flip does not explain, and every lane of a burst cell; with ``bursts_only`` just the latter.
     """
     blocks = found[0].total.shape[0]
     masks = np.zeros((blocks, length), np.uint8)
     for group in found:
-        doubtful = (group.nonzero & ~group.singles()) | (group.bursts()[:, :, None] & group.lanes)
-        doubtful |= (~group.known)[:, None, None] & group.lanes
+        doubtful = group.bursts()[:, :, None] & group.lanes
+        if not bursts_only:
+            doubtful |= (group.nonzero & ~group.singles()) | ((~group.known)[:, None, None] & group.lanes)
         if not doubtful.any():
             continue
         cell_masks = np.packbits(doubtful, axis=-1, bitorder="little")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ LeafCheck = Callable[[Block, Bytes], bool]
 
 ROUNDS_LIMIT = 16
 _BURST_VOTES_LEAST = 8
+_DOUBTFUL_BITS_LIMIT = 2
+_PAIR_SLOTS_LIMIT = 24
+"""Beyond so many open slots too many pairs of them explain a symbol by chance."""
 _NOISE_SHARE = 0.9
 _TRIES_LIMIT = 1 << 14
 """Most candidates of even lanes that are tried against a leaf: about 0.1 s."""
@@ -121,10 +125,15 @@ class StripeDecoder:
             self._locate_single_errors()
             self._inner()
             if self.open_patients():
-                self._erase(self._doubt_masks())
-            if self._disorder() >= before and not self._locate_single_errors(any_weight=True):
+                self._erase(self._doubt_masks(), self._doubt_masks(bursts_only=True))
+            if self._disorder() >= before and not self._guess():
                 break
         self._try_even_lanes()
+
+    def _guess(self) -> bool:
+        """Where nothing sure is left to do: believe symbols that have one plain explanation; returns whether anything was turned."""
+        located = self._locate_single_errors(any_weight=True)
+        return self._pair_errors() or located
 
     def _disorder(self) -> int:
         """Work left: open blocks, wrong symbols and lanes. Falls in every useful round."""
@@ -154,11 +163,11 @@ class StripeDecoder:
     def _fits_erasures(self) -> bool:
         return int(self._range_masks().sum(axis=0).max(initial=0)) <= 2
 
-    def _doubt_masks(self) -> Bools:
-        """(slots, symbols): what the inner code doubts, what could not be read, and runs of zeros."""
+    def _doubt_masks(self, *, bursts_only: bool = False) -> Bools:
+        """(slots, symbols): what the inner code doubts or, with ``bursts_only``, holds for bursts; what could not be read; runs of zeros."""
         masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
         for batch in _batches(self.open_patients()):
-            doubts = doubt_masks(_batch_syndromes(batch, self.groups), batch[0].block.length)
+            doubts = doubt_masks(_batch_syndromes(batch, self.groups), batch[0].block.length, bursts_only=bursts_only)
             for patient, doubt in zip(batch, doubts, strict=True):
                 masks[patient.position][patient.place] |= doubt | _constant_rows(patient.raw)
                 if patient.unreadable is not None:
@@ -240,11 +249,44 @@ class StripeDecoder:
             if patient.position == position:
                 patient.data ^= change[patient.place]
 
-    def _erase(self, lost: Bools) -> bool:
-        """Solve for lost symbols, one or two of a stripe; returns whether that solved a block."""
+    def _pair_errors(self) -> bool:
+        """Symbols with two wrong bits in two open slots, where just one pair of slots explains them with one bit each."""
+        positions = self._positions()
+        if not 2 <= len(positions) <= _PAIR_SLOTS_LIMIT:
+            return False
+        syndrome = self.syndrome
+        symbols = (syndrome.p_known & syndrome.q_known & ((syndrome.p != 0) | (syndrome.q != 0))).nonzero()[0]
+        planes = np.stack([self._open_planes(position)[symbols] for position in positions])
+        explanations = np.zeros(symbols.size, np.int64)
+        changes = np.zeros((len(positions), symbols.size), np.uint8)
+        for first, second in combinations(range(len(positions)), 2):
+            at_first, at_second = syndrome.solve_pair(symbols, positions[first], positions[second])
+            plain = (np.bitwise_count(at_first & planes[first]) == 1) & (np.bitwise_count(at_second & planes[second]) == 1)
+            plain &= (np.bitwise_count(at_first) == 1) & (np.bitwise_count(at_second) == 1)
+            explanations += plain
+            changes[first, plain], changes[second, plain] = at_first[plain], at_second[plain]
+        only = explanations == 1
+        for row, position in enumerate(positions):
+            values = np.zeros(self.symbol_count, np.uint8)
+            values[symbols[only]] = changes[row, only]
+            self.guessed |= values != 0
+            self._turn_symbols(position, values)
+        self._check()
+        return bool(only.any())
+
+    def _erase(self, lost: Bools, surely: Bools | None = None) -> bool:
+        """Solve for lost symbols, one or two of a stripe; returns whether that solved a block.
+
+        Two lost symbols can always be solved for, right or wrong. Where one of them is not ``surely`` lost, only a solution of few bits is
+        believed.
+        """
         positions = self._positions()
         count = lost.sum(axis=0)
-        for row, values in enumerate(self.syndrome.solve(lost, count, positions)):
+        changes = self.syndrome.solve(lost, count, positions)
+        if surely is not None:
+            heavy = (np.bitwise_count(changes) > _DOUBTFUL_BITS_LIMIT).any(axis=0)
+            changes[:, (count == 2) & heavy & (surely.sum(axis=0) < 2)] = 0
+        for row, values in enumerate(changes):
             self.guessed |= (values != 0) & (count == 2)
             self._turn_symbols(positions[row], values & self._open_planes(positions[row]))
         return self._check()

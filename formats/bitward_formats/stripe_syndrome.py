@@ -73,3 +73,10 @@ class StripeSyndrome:
         changes[first, symbols] = at_first
         changes[second, symbols] = at_first ^ p
         return changes
+
+    def solve_pair(self, symbols: Index, first: int, second: int) -> tuple[Bytes, Bytes]:
+        """The changes of the slots at two positions that explain the syndromes of ``symbols``."""
+        p, q = self.p[symbols], self.q[symbols]
+        divisor = gf256.POWER[[self.exponent(first)]] ^ gf256.POWER[[self.exponent(second)]]
+        at_first = gf256.divide(gf256.multiply_by_power(p, self.exponent(second)) ^ q, np.broadcast_to(divisor, p.shape))
+        return at_first, at_first ^ p

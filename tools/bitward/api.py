@@ -166,7 +166,7 @@ def repair(
                 for source in opened:
                     source.close()
         if target.unit is not None:
-            still = tuple(member.relative for member in target.unit.missing if not os.path.lexists(member.path))
+            still = _still_missing(target)
             checked = target.unit.report_on(_roots(target, files[-len(target.members) :] if target.members else []))
             units.append(replace(checked, missing=still))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
@@ -181,6 +181,14 @@ def repair(
         tuple(units),
         code,
     )
+
+
+def _still_missing(target: Target) -> tuple[str, ...]:
+    """The files that the directory's index knows and that did not come back. A link in a file's place is not the file."""
+    if target.unit is None or not target.unit.missing:
+        return ()
+    here = {member.relative for member in list_unit(target.path).members}
+    return tuple(member.relative for member in target.unit.missing if member.relative not in here)
 
 
 def _make_room(member: Member) -> bool:
