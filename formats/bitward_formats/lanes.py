@@ -49,14 +49,23 @@ def _fold(array: npt.NDArray[Any], axis_bits: int) -> list[npt.NDArray[Any]]:
     return [array[0], *reversed(subsets)]
 
 
+def _column_sums(matrix: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """XOR of the rows of each cell: (cells, rows, columns) -> (cells, columns). Row by row, as that is faster than ``reduce``."""
+    if matrix.shape[1] == 1:
+        return matrix[:, 0]
+    sums = matrix[:, 0] ^ matrix[:, 1]
+    for row in range(2, matrix.shape[1]):
+        np.bitwise_xor(sums, matrix[:, row], out=sums)
+    return sums
+
+
 def _word_cells(data: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
     """Fast path: records of 1, 2, 4 or 8 bytes in cells of at least one word; ``data`` is (cells, cell_bytes) u8."""
     cells, cell_bytes = data.shape
     word_bits = (cell_bytes // 8).bit_length() - 1
     column_bits = min(word_bits, _COLUMN_WORDS.bit_length() - 1)
     matrix = data.view(np.uint64).reshape(cells, 1 << (word_bits - column_bits), 1 << column_bits)
-    columns = np.ascontiguousarray(np.bitwise_xor.reduce(matrix, axis=1).T)
-    subsets = _fold(columns, column_bits)
+    subsets = _fold(np.ascontiguousarray(_column_sums(matrix).T), column_bits)
     if word_bits > column_bits:
         rows = np.ascontiguousarray(np.bitwise_xor.reduce(matrix, axis=2).T)
         subsets += _fold(rows, word_bits - column_bits)[1:]
@@ -66,10 +75,11 @@ def _word_cells(data: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
     inside = _fold(np.ascontiguousarray(subsets[0].view(lane_word).reshape(cells, per_word).T), per_word.bit_length() - 1)
     for index, subset in enumerate(inside):
         parity[index] = subset
-    for index, subset in enumerate(subsets[1:], start=len(inside)):
+    if len(subsets) > 1:
+        rest = np.stack(subsets[1:])
         for shift in (32, 16, 8)[: per_word.bit_length() - 1]:  # fold the records of a word onto its lowest one
-            subset = subset ^ (subset >> np.uint64(shift))
-        parity[index] = subset.astype(lane_word)
+            rest ^= rest >> np.uint64(shift)
+        parity[len(inside) :] = rest
     return np.ascontiguousarray(parity.T).view(np.uint8).reshape(cells, cell_log2 + 1, record_bytes)
 
 

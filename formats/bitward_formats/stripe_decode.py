@@ -164,7 +164,7 @@ class StripeDecoder:
         return int(self._range_masks().sum(axis=0).max(initial=0)) <= 2
 
     def _doubt_masks(self, *, bursts_only: bool = False) -> Bools:
-        """(slots, symbols): what the inner code doubts or, with ``bursts_only``, holds for bursts; what could not be read; runs of zeros."""
+        """(slots, symbols): what the inner code doubts or, with ``bursts_only``, holds for bursts; the unreadable; runs of zeros."""
         masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
         for batch in _batches(self.open_patients()):
             doubts = doubt_masks(_batch_syndromes(batch, self.groups), batch[0].block.length, bursts_only=bursts_only)

@@ -169,7 +169,8 @@ def test_best_effort_makes_no_right_bit_wrong(tmp_path: Path) -> None:
     hurt, _, start = _flip_share(bench.clean, 0.03, seed=6)
     bench.hurt(hurt)
     assert bench.repair(best_effort=True) == 4
-    clean, before, after = (np.frombuffer(data, np.uint8)[start:].view("<u4") for data in (bench.clean, hurt, bench.file.read_bytes()))
+    contents = (bench.clean, hurt, bench.file.read_bytes())
+    clean, before, after = (np.frombuffer(data, np.uint8)[start:].view("<u4") for data in contents)
     critical = np.uint32(0xFF800000)
     damaged, left = (clean ^ before) & critical, (clean ^ after) & critical
     assert np.bitwise_count(left & ~damaged).sum() == 0
