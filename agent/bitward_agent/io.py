@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -188,8 +189,6 @@ class OpenFile:
         Raises:
             BusyError: another one is at it.
         """
-        import fcntl
-
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -364,6 +363,8 @@ def _temporary_file(path: str, temporary: str, folder_fd: int, disk: Disk) -> Op
         try:
             fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise WriteError(f"{beside}: is in the way and not Bitward's own: remove it") from error
             hint = "; or put sidecars elsewhere with --sidecar-dir" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
             raise WriteError(f"{path}: cannot write beside it: {reason(error)}{hint}") from error
         file = OpenFile.adopt(beside, fd, disk)

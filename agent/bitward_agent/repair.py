@@ -221,6 +221,8 @@ class _Repair:
             found = pair.sidecar_report()
             sidecar = replace(found, message=f"{found.message}; not healed: {error}")
             code = ExitCode.worst([code, ExitCode.CANNOT_TELL])
+        if not pair.file.is_still_named():
+            raise BusyError(f"{self.path}: was replaced or removed while it was repaired: repair it again")
         return self._report(verdict, tally, repaired, code, sidecar)
 
     def _must_not_touch(self, tally: _Tally, result: ScanResult) -> bool:
@@ -253,6 +255,8 @@ class _Repair:
         with OpenFile(self.path, write=True, disk=self.disk) as target:
             if (target.state().device, target.state().inode) != (self.pair.state.device, self.pair.state.inode):
                 raise BusyError(f"{self.path}: was replaced meanwhile: repair it again")
+            if target.state() != self.pair.state:
+                raise BusyError(f"{self.path}: changed since it was read: repair it when its writer is done")
             repaired = 0
             if tally.overflow:
                 batch: list[Fix] = []

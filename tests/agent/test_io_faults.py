@@ -254,13 +254,15 @@ def rotten_mount(source: Path, sectors: set[int]) -> Iterator[Path]:
     target = source.parent / "rotten"
     target.mkdir()
     arguments = [sys.executable, "-c", FUSE_SCRIPT, str(source), str(target), ",".join(map(str, sorted(sectors)))]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+    told = source.parent / "fuse-errors"
+    with told.open("wb") as errors:
+        process = subprocess.Popen(arguments, stderr=errors)
     try:
         end = time.monotonic() + HANG_LIMIT_SECONDS
         while not os.path.ismount(target):
             if process.poll() is not None or time.monotonic() > end:
                 process.kill()
-                pytest.skip(f"FUSE cannot mount here: {process.communicate()[1].decode()[-200:]}")
+                pytest.skip(f"FUSE cannot mount here: {told.read_text()[-200:]}")
             time.sleep(0.01)
         yield target
     finally:
@@ -422,18 +424,32 @@ def test_a_read_only_file_system(protected: Path, tmp_path: Path) -> None:
         for arguments in (["repair", path], ["protect", path, "--force"]):
             done = command(*arguments, "--json")
             assert done.code == 3, arguments
-            assert str(path) in done.document["files"][0]["message"]
+            assert done.document["files"][0]["path"] == str(path)
             assert "Read-only" in done.document["files"][0]["message"]
         assert path.read_bytes() == hurt
         assert names(disk) == {path.name, ward_of(path).name}
         assert command("protect", path, "--sidecar-dir", tmp_path).code == 0  # what the message advises
 
 
+NOBODY_SCRIPT = """
+import importlib, os, pkgutil, sys
+import bitward, bitward_agent, bitward_formats, numpy, click
+
+for package in (bitward, bitward_agent, bitward_formats):  # now, since that user may not read the interpreter's folder
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(bitward.cli.main(sys.argv[1:]))
+"""
+
+
 def as_nobody(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user without rights."""
-    script = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); from bitward.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
-        [sys.executable, "-c", f"from bitward.cli import main; import bitward.api, bitward.protecting; {script}", *map(str, arguments)],
+        [sys.executable, "-c", NOBODY_SCRIPT, *map(str, arguments)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -520,9 +536,8 @@ def replace_with(path: Path, data: bytes) -> None:
     os.replace(fresh, path)
 
 
-@pytest.mark.parametrize("hurt", [False, True], ids=["intact", "hurt"])
 @pytest.mark.parametrize("deed", ["append", "rewrite", "replace", "unlink", "truncate"])
-@pytest.mark.parametrize("at_read", [1, 2, 4])
+@pytest.mark.parametrize(("hurt", "at_read"), [(False, 1), (True, 1), (True, 2), (True, 3)])
 def test_a_file_that_is_meddled_with_while_verify_reads_it_is_not_judged(protected: Path, deed: str, hurt: bool, at_read: int) -> None:
     if hurt:
         flip(protected, 5000, 70_000)
@@ -536,19 +551,18 @@ def test_a_file_that_is_meddled_with_while_verify_reads_it_is_not_judged(protect
     }
     disk = MeddlingDisk(protected, deeds[deed], at_read)
     found = verify(protected, disk)
-    if disk._left > 0:
-        pytest.skip("not read so often")
+    assert disk._left <= 0, "not read so often"
     assert found.verdict is Verdict.UNVERIFIABLE
     assert "while it" in found.message
 
 
-@pytest.mark.parametrize("at_read", [1, 2, 4])
+@pytest.mark.parametrize("at_read", [1, 2, 3])
 def test_a_file_that_is_replaced_while_it_is_repaired(protected: Path, at_read: int) -> None:
     flip(protected, 5000, 70_000)
     fresh = random.Random(SEED).randbytes(50_000)
     done = repair(protected, MeddlingDisk(protected, lambda: replace_with(protected, fresh), at_read))
     assert done.exit_code == 3, done
-    assert protected.name in done.message
+    assert "was replaced" in done.message
     assert protected.read_bytes() == fresh
     assert names(protected.parent) == {protected.name, ward_of(protected).name}
 
@@ -623,14 +637,17 @@ def test_a_folder_that_may_not_be_listed_does_not_hide_the_others(protected: Pat
 
 def test_folders_nested_deeper_than_the_stack(tmp_path: Path) -> None:
     folder = tmp_path / "deep"
-    at = folder
+    at = str(folder)
+    os.mkdir(at)
     for _ in range(1100):
-        at = at / "d"
-    at.mkdir(parents=True)
-    assert len(str(at)) < 4000
-    (at / "w").write_bytes(b"weights")
-    assert bitward.protect(folder).exit_code == 0
-    assert bitward.verify(folder).exit_code == 0
+        at += "/d"
+        os.mkdir(at)
+    try:
+        Path(f"{at}/w").write_bytes(b"weights")
+        assert bitward.protect(folder).exit_code == 0
+        assert bitward.verify(folder).exit_code == 0
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- things that are no files

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from bitward_formats import geometry, merkle, sidecar, unit_index
+from bitward_formats import groups as fast_groups
+from bitward_formats import layout as fast_layout
+from bitward_formats import pages as fast_pages
 from bitward_formats.reference import PRESETS, UnitEntry, build_sidecar, encode_layout, limits, unit_index_stream
 from bitward_formats.reference.groups import check_groups
 from bitward_formats.reference.inner import inner_blob
@@ -238,3 +242,36 @@ def test_worked_example_of_packed_parity() -> None:
     stored = pack_lanes(records, bytes.fromhex("80ff"))
     listed = {int(at): int(value, 16) for at, value in re.findall(r"^    at +(\d+): ([0-9a-f]{2})$", section_text("10.2"), re.MULTILINE)}
     assert {at: byte for at, byte in enumerate(stored) if byte} == listed
+
+
+def test_limits_are_those_of_the_specification() -> None:
+    (rows,) = tables("9")
+    written = {row["name"]: int(row["value"]) for row in rows}
+    found: set[str] = set()
+    for module in (fast_pages, geometry, fast_groups, fast_layout, merkle, unit_index):
+        for name in written.keys() & vars(module).keys():
+            assert getattr(module, name) == written[name], (module.__name__, name)
+            found.add(name)
+    assert found == set(written), "limits that no module of the fast codec has"
+
+
+def test_superblock_and_trailer_are_those_of_the_specification() -> None:
+    sizes = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8}
+    (page_rows,) = tables("7")
+    assert struct.calcsize(fast_pages.TRAILER.format) == sum(sizes[row["type"]] for row in page_rows if row["field"] != "payload")
+    (rows,) = tables("7.1")
+    fields = [row for row in rows if row["at"] != "192"]
+    codes = re.findall(r"\d*[a-zA-Z]", sidecar.SUPERBLOCK.format.lstrip("<"))
+    assert len(codes) == len(fields)
+    at = 0
+    for row, code in zip(fields, codes, strict=True):
+        assert int(row["at"]) == at, row["field"]
+        at += struct.calcsize("<" + code)
+    assert at == 192
+
+
+def test_presets_are_those_of_the_specification() -> None:
+    _, presets = tables("4")
+    assert {row["preset"] for row in presets} == set(fast_groups.PRESETS)
+    for name, some in fast_groups.PRESETS.items():
+        assert tuple((int(group.selector), group.cell_log2, group.stripe_slots) for group in some) == tuple(map(tuple, PRESETS[name]))
