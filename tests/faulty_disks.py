@@ -7,7 +7,6 @@ written (:class:`BadSectorDisk`). A call is refused (:class:`RefusingDisk`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
@@ -223,10 +222,3 @@ class RefusingDisk(DyingDisk):
         if number == self.dies_at or (self.stubborn and self.dies_at is not None and number > self.dies_at):
             self.refused += 1
             raise OSError(self.error, os.strerror(self.error))
-
-
-@contextlib.contextmanager
-def mortal() -> object:
-    """A block in which the process may die."""
-    with contextlib.suppress(Death):
-        yield

@@ -7,15 +7,22 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from bitward_formats.digest import LeafHash, page_check
 from bitward_formats.errors import SidecarError
+from bitward_formats.layout import decode_layout
 from bitward_formats.merkle import file_root, span_roots, unit_root
 from bitward_formats.pages import GAP_PAGES, PAGE_BYTES, PAYLOAD_BYTES, TRAILER, Section, page_bytes, pages_for, paginate
-from bitward_formats.digest import LeafHash, page_check
-from bitward_formats.layout import decode_layout
-from bitward_formats.sidecar import SUPERBLOCK, Sidecar, encode_superblock, plan_sidecar, read_sidecar
+from bitward_formats.sidecar import SUPERBLOCK, Sidecar, encode_superblock, plan_sidecar, read_sidecar, read_superblock
 
-ABSURD = (0, 1, 2, 3, 7, 255, 256, 4095, 65535, 1 << 16, (1 << 24) + 1, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 61, (1 << 62) - 1, 1 << 63, (1 << 64) - 1)
-HOSTILE_NAMES = (b"../../etc/passwd", b"a\0b", b"\x1b[2J\x1b]0;owned\x07", b"\xff\xfe", b"\xe2\x80\xae", b"n" * 65535, b"/", b"", b"{0}%s%n")
+ABSURD = (
+    *(0, 1, 2, 3, 7, 255, 256, 4095, 65535, 1 << 16, (1 << 24) + 1, 1 << 31, (1 << 32) - 1),
+    *(1 << 40, 1 << 61, (1 << 62) - 1, 1 << 63, (1 << 64) - 1),
+)
+"""Numbers at the edges of what fields hold; none is impossible in 64 bits."""
+HOSTILE_NAMES = (
+    *(b"../../etc/passwd", b"a\0b", b"\x1b[2J\x1b]0;owned\x07", b"\xff\xfe"),
+    *(b"\xe2\x80\xae", b"n" * 65535, b"/", b"", b"{0}%s%n"),
+)
 SUPERBLOCK_FIELDS = {
     "version": "<8xH", "kind": "<10xB", "leaf_hash": "<11xB", "incompatible": "<12xI", "compatible": "<16xI", "origin": "<20xB",
     "group_count": "<21xB", "file_bytes": "<24xQ", "mtime_ns": "<32xQ", "protected_ns": "<40xQ", "total_pages": "<56xQ",
@@ -49,9 +56,9 @@ class Forger:
 
     def forge(self, seeded: random.Random) -> tuple[str, bytes]:
         """(what was done, the sidecar)."""
-        way = seeded.choice(
-            (self._bytes, self._cut, self._pages, self._payload, self._trailer, self._superblock, self._fields, self._spans, self._spans, self._stream, self._leaves)
-        )
+        harms = (self._bytes, self._cut, self._pages)
+        lies = (self._payload, self._trailer, self._superblock, self._fields, self._spans, self._spans, self._stream, self._leaves)
+        way = seeded.choice((*harms, *lies))
         return way.__name__.strip("_"), way(seeded)
 
     # ------------------------------------------------------------------------------------------------------------ without resealing
@@ -63,7 +70,8 @@ class Forger:
         return bytes(out)
 
     def _cut(self, seeded: random.Random) -> bytes:
-        end = seeded.choice((0, 1, 4095, 4096, 8191, 8192, seeded.randrange(len(self.good)), PAGE_BYTES * seeded.randrange(len(self.good) // PAGE_BYTES)))
+        size = len(self.good)
+        end = seeded.choice((0, 1, 4095, 4096, 8191, 8192, seeded.randrange(size), PAGE_BYTES * seeded.randrange(size // PAGE_BYTES)))
         return self.good[:end] if seeded.random() < 0.7 else self.good + self.good[:end]
 
     def _pages(self, seeded: random.Random) -> bytes:
@@ -146,7 +154,7 @@ class Forger:
         parts = LayoutParts.of(self.sidecar)
         for _ in range(seeded.choice((1, 1, 2, 5))):
             parts.mutate(seeded)
-        return self._with_layout(parts.encode(), parts.file_bytes if seeded.random() < 0.8 else self.sidecar.superblock.file_bytes)
+        return self.with_layout(parts.encode(), parts.file_bytes if seeded.random() < 0.8 else self.sidecar.superblock.file_bytes)
 
     def _stream(self, seeded: random.Random) -> bytes:
         """Random bytes of the layout stream."""
@@ -154,15 +162,15 @@ class Forger:
         for _ in range(seeded.choice((1, 2, 20))):
             stream[seeded.randrange(len(stream))] = seeded.randrange(256)
         end = len(stream) if seeded.random() < 0.7 else seeded.randrange(len(stream))
-        return self._with_layout(bytes(stream[:end]), self.sidecar.superblock.file_bytes)
+        return self.with_layout(bytes(stream[:end]), self.sidecar.superblock.file_bytes)
 
     def _leaves(self, seeded: random.Random) -> bytes:
         leaves = bytearray(self.sidecar.leaves)
         for _ in range(seeded.choice((1, 5))):
             leaves[seeded.randrange(len(leaves))] ^= 1 << seeded.randrange(8)
-        return self._with_layout(self.sidecar.plan.layout_stream, self.sidecar.superblock.file_bytes, bytes(leaves))
+        return self.with_layout(self.sidecar.plan.layout_stream, self.sidecar.superblock.file_bytes, bytes(leaves))
 
-    def _with_layout(self, stream: bytes, file_bytes: int, leaves: bytes | None = None) -> bytes:
+    def with_layout(self, stream: bytes, file_bytes: int, leaves: bytes | None = None) -> bytes:
         """A sidecar around another layout: counts, places, checks and root as that layout needs them, if anything fits it at all."""
         block = self.sidecar.superblock
         leaf_bytes = self.sidecar.leaf_bytes
@@ -181,7 +189,9 @@ class Forger:
             layout_b = total - 1 - pages
             leaves_b = layout_b - pages_for(len(leaves))
         root = self._root(file_bytes, stream, leaves, block.leaf_hash)
-        forged = replace(block, file_bytes=file_bytes % (1 << 64), layout_bytes=len(stream), block_count=count, total_pages=total, root=root)
+        forged = replace(
+            block, file_bytes=file_bytes % (1 << 64), layout_bytes=len(stream), block_count=count, total_pages=total, root=root
+        )
         out = bytearray(self.good[: total * PAGE_BYTES].ljust(total * PAGE_BYTES, b"\0"))
 
         def put(page: int, data: bytes) -> None:
@@ -195,103 +205,138 @@ class Forger:
 
 
 @dataclass
+class KindFields:
+    record_bytes: int
+    mask: bytes
+
+
+@dataclass
+class SpanFields:
+    role: int
+    kind: int
+    offset: int
+    length: int
+    dtype: bytes
+    dims: list[int]
+    name: bytes
+
+
+@dataclass
 class LayoutParts:
     """A layout stream taken apart, so that each field can be made absurd; encoded without any check."""
 
     file_bytes: int
-    kinds: list[list[object]]
-    spans: list[list[object]]
-
-    ROLE, KIND, OFFSET, LENGTH, DTYPE, DIMS, NAME = range(7)
+    kinds: list[KindFields]
+    spans: list[SpanFields]
 
     @classmethod
     def of(cls, sidecar: Sidecar) -> LayoutParts:
         kinds = list(dict.fromkeys(span.kind for span in sidecar.layout.spans))
         spans = [
-            [int(span.role), kinds.index(span.kind), span.offset, span.length, span.dtype.encode(), list(span.dims), span.name.encode()]
+            SpanFields(
+                int(span.role), kinds.index(span.kind), span.offset, span.length, span.dtype.encode(), list(span.dims), span.name.encode()
+            )
             for span in sidecar.layout.spans
         ]
-        return cls(sidecar.superblock.file_bytes, [[kind.record_bytes, kind.critical_mask] for kind in kinds], spans)
+        return cls(sidecar.superblock.file_bytes, [KindFields(kind.record_bytes, kind.critical_mask) for kind in kinds], spans)
 
     def mutate(self, seeded: random.Random) -> None:
+        """Make one thing absurd."""
         span = seeded.choice(self.spans)
-        match seeded.randrange(14):
-            case 0:
-                span[self.ROLE] = seeded.randrange(256) if seeded.getrandbits(1) else seeded.randrange(5)
-            case 1:
-                span[self.KIND] = seeded.choice(ABSURD) % 65536 if seeded.getrandbits(1) else seeded.randrange(len(self.kinds))
-            case 2:
-                span[self.OFFSET] = seeded.choice((*ABSURD, int(span[self.OFFSET]) + seeded.randrange(-9, 9))) % (1 << 64)  # type: ignore[call-overload]
-            case 3:
-                span[self.LENGTH] = seeded.choice((*ABSURD, int(span[self.LENGTH]) + seeded.randrange(-9, 9))) % (1 << 64)  # type: ignore[call-overload]
-            case 4:
-                span[self.DTYPE] = seeded.choice((b"F64", b"F4", b"BOOL", b"I8", b"\xff", b"", b"F6_E2M3", b"C64", b"NOPE", b"x" * 255))
-            case 5:
-                span[self.DIMS] = [seeded.choice(ABSURD) for _ in range(seeded.choice((0, 1, 2, 255)))]
-            case 6:
-                span[self.NAME] = seeded.choice(HOSTILE_NAMES)
-            case 7:
-                seeded.choice(self.kinds)[0] = seeded.choice(ABSURD) % 65536
-            case 8:
-                kind = seeded.choice(self.kinds)
-                kind[1] = seeded.randbytes(len(kind[1]))  # type: ignore[arg-type]
-            case 9:
-                one, other = seeded.randrange(len(self.spans)), seeded.randrange(len(self.spans))
-                self.spans[one], self.spans[other] = self.spans[other], self.spans[one]
-            case 10:
-                self.spans.insert(seeded.randrange(len(self.spans)), list(span))
-            case 11:
-                self.spans.remove(span) if len(self.spans) > 1 else None
-            case 12:
-                self._retile(seeded)
-            case 13:
-                self._split(seeded)
+        seeded.choice(
+            (
+                *(self._role, self._kind, self._offset, self._length, self._dtype, self._dims, self._name),
+                *(self._kind_table, self._swap, self._double, self._drop, self._retile, self._split),
+            )
+        )(span, seeded)
 
-    def _retile(self, seeded: random.Random) -> None:
-        """Other lengths whose offsets fit each other again."""
-        for span in self.spans:
-            if seeded.random() < 0.3:
-                record = int(self.kinds[int(span[self.KIND]) % len(self.kinds)][0]) or 1  # type: ignore[call-overload]
-                span[self.LENGTH] = record * seeded.choice((0, 1, 2, 3, 4095, 40000, 1 << 20, 1 << 40))
+    def _role(self, span: SpanFields, seeded: random.Random) -> None:
+        span.role = seeded.choice((seeded.randrange(256), seeded.randrange(5)))
+
+    def _kind(self, span: SpanFields, seeded: random.Random) -> None:
+        span.kind = seeded.choice((seeded.choice(ABSURD) % 65536, seeded.randrange(len(self.kinds))))
+
+    def _offset(self, span: SpanFields, seeded: random.Random) -> None:
+        span.offset = seeded.choice((*ABSURD, span.offset + seeded.randrange(-9, 9))) % (1 << 64)
+
+    def _length(self, span: SpanFields, seeded: random.Random) -> None:
+        span.length = seeded.choice((*ABSURD, span.length + seeded.randrange(-9, 9))) % (1 << 64)
+
+    def _dtype(self, span: SpanFields, seeded: random.Random) -> None:
+        span.dtype = seeded.choice((b"F64", b"F4", b"BOOL", b"I8", b"\xff", b"", b"F6_E2M3", b"C64", b"NOPE", b"x" * 255))
+
+    def _dims(self, span: SpanFields, seeded: random.Random) -> None:
+        span.dims = [seeded.choice(ABSURD) for _ in range(seeded.choice((0, 1, 2, 255)))]
+
+    def _name(self, span: SpanFields, seeded: random.Random) -> None:
+        span.name = seeded.choice(HOSTILE_NAMES)
+
+    def _kind_table(self, span: SpanFields, seeded: random.Random) -> None:
+        kind = seeded.choice(self.kinds)
+        if seeded.getrandbits(1):
+            kind.record_bytes = seeded.choice(ABSURD) % 65536
+        else:
+            kind.mask = seeded.randbytes(len(kind.mask))
+
+    def _swap(self, span: SpanFields, seeded: random.Random) -> None:
+        one, other = seeded.randrange(len(self.spans)), seeded.randrange(len(self.spans))
+        self.spans[one], self.spans[other] = self.spans[other], self.spans[one]
+
+    def _double(self, span: SpanFields, seeded: random.Random) -> None:
+        self.spans.insert(seeded.randrange(len(self.spans)), replace(span))
+
+    def _drop(self, span: SpanFields, seeded: random.Random) -> None:
+        if len(self.spans) > 1:
+            self.spans.remove(span)
+
+    def _record_bytes(self, span: SpanFields) -> int:
+        return self.kinds[span.kind % len(self.kinds)].record_bytes or 1
+
+    def _retile(self, span: SpanFields, seeded: random.Random) -> None:
+        """Other lengths, whose offsets fit each other again."""
         offset = 0
-        for span in self.spans:
-            span[self.OFFSET] = offset % (1 << 64)
-            offset += int(span[self.LENGTH])  # type: ignore[call-overload]
+        for one in self.spans:
+            if seeded.random() < 0.3:
+                one.length = self._record_bytes(one) * seeded.choice((0, 1, 2, 3, 4095, 40000, 1 << 20, 1 << 40))
+            one.offset = offset % (1 << 64)
+            offset += one.length
         self.file_bytes = offset
 
-    def _split(self, seeded: random.Random) -> None:
+    def _split(self, span: SpanFields, seeded: random.Random) -> None:
         """A span in two, and a crowd of empty ones between them."""
-        at = seeded.randrange(len(self.spans))
-        span = self.spans[at]
-        record = int(self.kinds[int(span[self.KIND]) % len(self.kinds)][0]) or 1  # type: ignore[call-overload]
-        half = int(span[self.LENGTH]) // 2 // record * record  # type: ignore[call-overload]
-        middle = int(span[self.OFFSET]) + half  # type: ignore[call-overload]
-        second = list(span)
-        second[self.OFFSET], second[self.LENGTH] = middle % (1 << 64), int(span[self.LENGTH]) - half  # type: ignore[call-overload]
-        span[self.LENGTH] = half
-        crowd = [[0, span[self.KIND], middle % (1 << 64), 0, b"", [], b""] for _ in range(seeded.choice((0, 3, 2000)))]
-        self.spans[at + 1 : at + 1] = [*crowd, second]
+        record = self._record_bytes(span)
+        half = span.length // 2 // record * record
+        middle = (span.offset + half) % (1 << 64)
+        second = replace(span, offset=middle, length=span.length - half)
+        span.length = half
+        crowd = [SpanFields(0, span.kind, middle, 0, b"", [], b"") for _ in range(seeded.choice((0, 3, 2000)))]
+        at = self.spans.index(span) + 1
+        self.spans[at:at] = [*crowd, second]
 
     def encode(self) -> bytes:
+        """The layout stream, right or not."""
         out = [b"\x0bsafetensors", struct.pack("<H", len(self.kinds))]
-        for record_bytes, mask in self.kinds:
-            out += [struct.pack("<H", record_bytes), bytes(mask)]  # type: ignore[call-overload]
+        for kind in self.kinds:
+            out += [struct.pack("<H", kind.record_bytes), kind.mask]
         out.append(struct.pack("<I", len(self.spans)))
-        for role, kind, offset, length, dtype, dims, name in self.spans:
-            out.append(struct.pack("<BHQQB", role, kind, offset, length, len(dtype)) + dtype)  # type: ignore[operator,arg-type]
-            out.append(struct.pack(f"<B{len(dims)}QI", len(dims), *dims, len(name)) + name)  # type: ignore[operator,arg-type,misc]
+        for span in self.spans:
+            out.append(struct.pack("<BHQQB", span.role, span.kind, span.offset, span.length, len(span.dtype)) + span.dtype)
+            out.append(struct.pack(f"<B{len(span.dims)}QI", len(span.dims), *span.dims, len(span.name)) + span.name)
         return b"".join(out)
 
 
 def forge_index(good: bytes, stream: bytes, count: int, file_bytes: int) -> bytes:
     """A unit index around any stream, with right checks and a right root."""
-    from bitward_formats.sidecar import read_superblock
-
     block, _ = read_superblock(fetcher(good), len(good))
     pages = pages_for(len(stream))
     total = 2 + 2 * pages + GAP_PAGES
     forged = replace(
-        block, file_bytes=file_bytes % (1 << 64), layout_bytes=len(stream), block_count=count % (1 << 64), total_pages=total, root=unit_root(stream)
+        block,
+        file_bytes=file_bytes % (1 << 64),
+        layout_bytes=len(stream),
+        block_count=count % (1 << 64),
+        total_pages=total,
+        root=unit_root(stream),
     )
     payload = encode_superblock(forged)
     return b"".join(

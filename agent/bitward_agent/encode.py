@@ -24,6 +24,7 @@ from bitward_formats.geometry import CodeClass, InnerOffsets, Piece, Run, Zone
 from bitward_formats.groups import LaneGroups
 from bitward_formats.lanes import inner_blobs
 from bitward_formats.packing import pack_lanes
+from bitward_formats.packing_sizes import is_all_lanes
 from bitward_formats.pages import Section
 from bitward_formats.sidecar import Plan
 from bitward_formats.stripes import StripeAccumulator
@@ -39,11 +40,11 @@ class ZoneParity:
     """The three streams of a zone, complete."""
 
     zone: Zone
-    p: bytes
-    inner: bytearray
-    q: bytes
+    p: Bytes
+    inner: Bytes
+    q: Bytes
 
-    def streams(self) -> Iterator[tuple[Section, int, bytes | bytearray]]:
+    def streams(self) -> Iterator[tuple[Section, int, Bytes]]:
         """(section, first page, stream) of each."""
         yield Section.P, self.zone.p_page, self.p
         yield Section.INNER, self.zone.inner_page, self.inner
@@ -57,29 +58,32 @@ class _ZoneCoder:
         self.zone = zone
         self.offsets = InnerOffsets(zone, groups)
         self.inner = np.zeros(zone.inner_stream_bytes, np.uint8)
-        self.parts: dict[int, tuple[list[bytes], list[bytes]]] = {}
+        self.parts: dict[int, tuple[Bytes, Bytes]] = {}
 
     def keep(self, first_stripe: int, accumulator: StripeAccumulator | None, stripe_count: int) -> None:
         if accumulator is None:
             return
         p, q = accumulator.result()
+        if stripe_count != self.zone.stripe_count:
+            p = p.copy()  # it is in the worker's scratch memory, and the worker may take another part of this zone
         stripes = range(first_stripe, first_stripe + stripe_count)
-        self.parts[first_stripe] = (
-            [stored_parity(self.zone, stripe, p[index]) for index, stripe in enumerate(stripes)],
-            [stored_parity(self.zone, stripe, q[index]) for index, stripe in enumerate(stripes)],
-        )
+        self.parts[first_stripe] = (stored_parity(self.zone, stripes, p), stored_parity(self.zone, stripes, q))
 
     def result(self) -> ZoneParity:
         parts = [self.parts[first] for first in sorted(self.parts)]
-        p, q = (b"".join(stream for part in parts for stream in part[which]) for which in (0, 1))
-        return ZoneParity(self.zone, p, bytearray(self.inner.tobytes()), q)
+        nothing = np.zeros(0, np.uint8)
+        p, q = (parts[0][which] if len(parts) == 1 else np.concatenate([nothing, *(part[which] for part in parts)]) for which in (0, 1))
+        return ZoneParity(self.zone, p, self.inner, q)
 
 
-def stored_parity(zone: Zone, stripe: int, parity: Bytes) -> bytes:
-    """One stripe's P or Q as it is stored: cut to what its slots use, and only the lanes that the class keeps."""
+def stored_parity(zone: Zone, stripes: range, parity: Bytes) -> Bytes:
+    """P or Q of neighbouring stripes as they are stored: cut to what their slots use, and only the lanes that the class keeps."""
     code = zone.code_class
-    used = parity[: zone.parity_bytes(stripe)]
-    return pack_lanes(used.reshape(1, -1, code.record_bytes), code.mask).tobytes()
+    sizes = [zone.parity_bytes(stripe) for stripe in stripes]
+    if is_all_lanes(code.mask) and all(size == code.slot_bytes for size in sizes):
+        return parity.reshape(-1)  # the usual case needs no copy
+    used = [one[:size].reshape(1, -1, code.record_bytes) for one, size in zip(parity, sizes, strict=True)]
+    return np.concatenate([pack_lanes(one, code.mask).reshape(-1) for one in used])
 
 
 class Coder:
@@ -96,6 +100,7 @@ class Coder:
         self.done_bytes = 0
         self._lock = threading.Lock()
         self._stopped = False
+        self._local = threading.local()
 
     def run(self, put: Callable[[ZoneParity], None]) -> None:
         """Code all zones; ``put`` is called with each as it is complete, never twice at the same time."""
@@ -128,12 +133,21 @@ class Coder:
             self._stopped = True
             raise
 
+    def _scratch(self, size: int) -> Bytes:
+        """Memory of this worker, kept from zone to zone. What is in it lasts until the worker's next zone."""
+        kept: Bytes | None = getattr(self._local, "scratch", None)
+        if kept is None or kept.size < size:
+            kept = self._local.scratch = np.empty(size, np.uint8)
+        return kept
+
     def _stripes(self, coder: _ZoneCoder, low: int, high: int) -> None:
         """Code stripes ``low .. high`` of a zone."""
         zone = coder.zone
         code = zone.code_class
-        accumulator = StripeAccumulator(code, high - low) if code.has_parity else None
-        buffer = np.zeros(_BATCH_SLOTS * code.slot_bytes, np.uint8)
+        parity_bytes = 2 * (high - low) * code.slot_bytes
+        scratch = self._scratch(parity_bytes + _BATCH_SLOTS * code.slot_bytes)
+        buffer = scratch[parity_bytes:]
+        accumulator = StripeAccumulator(code, high - low, scratch) if code.has_parity else None
         for position in range(zone.stripe_length(low)):
             last = min(high, zone.slot_count - position * zone.stripe_count)
             for at in range(low, last, _BATCH_SLOTS):

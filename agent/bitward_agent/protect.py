@@ -12,7 +12,8 @@ from bitward_agent.findings import ProgressSink
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
-from bitward_formats.pages import PAGE_BYTES, paginate
+from bitward_formats.page_arrays import paginate_array
+from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.readers import layout_of
 from bitward_formats.sidecar import KIND_FILE, ORIGINS, Plan, Superblock, metadata_pages, plan_sidecar, with_salt
 from bitward_formats.spans import Layout
@@ -151,7 +152,7 @@ def _write(
 
     def put(zone: ZoneParity) -> None:
         for section, page, stream in zone.streams():
-            target.write_all(paginate(memoryview(stream), section, 0, page, salt), page * PAGE_BYTES)
+            target.write_all(memoryview(paginate_array(stream, section, page, salt).reshape(-1)), page * PAGE_BYTES)  # type: ignore[arg-type]
 
     coder.run(put)
     leaves = bytes(coder.leaves)

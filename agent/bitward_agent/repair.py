@@ -160,7 +160,7 @@ def still_wrong(pair: OpenPair, journal: UndoJournal) -> UndoJournal:
             continue
         block = table.at_offset(entry.offset) if entry.offset < recorded else None
         if block is None or block.offset != entry.offset or len(entry.before) > block.length:
-            raise JournalError(f"{journal_path(pair.ward.path)}: is not about this file as its sidecar has it: remove it, then repair again")
+            raise JournalError(f"{journal_path(pair.ward.path)}: is not about the file that its sidecar knows: remove it, then repair again")
         if entry.end <= size and not is_good(block):
             entries.append(entry)
     old_size = journal.state.size
@@ -364,7 +364,7 @@ class _Repair:
             sidecar=sidecar or self.pair.sidecar_report(),
             repaired=repaired,
             remaining=tally.solved + tally.unsolved - repaired,
-            writes=tuple(sorted(tally.writes, key=lambda write: write.offset)[:FLIPS_LISTED_LIMIT]) if verdict is not Verdict.CHANGED else (),
+            writes=() if verdict is Verdict.CHANGED else tuple(sorted(tally.writes, key=lambda one: one.offset)[:FLIPS_LISTED_LIMIT]),
             damage=tuple(tally.remaining),
             dry_run=self.request.dry_run,
             message="; ".join(self.notes),

@@ -109,7 +109,7 @@ class _Scanner:
                     self.scanned_bytes += len(view)
                     if self.progress:
                         self.progress(Progress("verify", self.file.path, self.scanned_bytes, self.total_bytes))
-        except BaseException as error:  # carried to the caller's thread
+        except BaseException as error:  # noqa: BLE001  # carried to the caller's thread
             self.error = error
 
     def _bad_blocks(self, segments: list[Segment], view: memoryview, start: int, lost: list[Range]) -> Iterator[int]:

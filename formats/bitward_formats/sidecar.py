@@ -7,8 +7,10 @@ been held against the length of the sidecar that is really there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import xxhash
 
@@ -18,6 +20,7 @@ from bitward_formats.errors import (
     LaneGroupError,
     NotASidecarError,
     SidecarDamagedError,
+    SidecarError,
     SidecarLimitError,
     SidecarTooShortError,
     UnsupportedVersionError,
@@ -40,6 +43,8 @@ from bitward_formats.pages import (
     reconcile,
 )
 from bitward_formats.spans import Layout
+
+T = TypeVar("T")
 
 MAGIC = b"\x89WARD\r\n\x1a"
 VERSION = 1
@@ -246,6 +251,29 @@ def read_superblock(fetch: Fetch, sidecar_bytes: int) -> tuple[Superblock, list[
     raise NotASidecarError("no sound superblock: this is not a Bitward sidecar, or too little of it is left")
 
 
+def with_either_superblock(fetch: Fetch, sidecar_bytes: int, read: Callable[[Superblock, list[int]], T]) -> T:
+    """What ``read`` makes of a sidecar, given its superblock and the superblock pages that were lost.
+
+    A disk that loses a write leaves an old page with a right check. So if ``read`` fails with the first copy, it is tried with the last.
+
+    Raises:
+        SidecarError: as the first copy has it.
+    """
+    block, lost = read_superblock(fetch, sidecar_bytes)
+    try:
+        return read(block, lost)
+    except SidecarError:
+        last = sidecar_bytes // PAGE_BYTES - 1
+        page = fetch(last * PAGE_BYTES, PAGE_BYTES)
+        if 0 in lost or not is_sound(page, Section.SUPERBLOCK, 1, last, 0):
+            raise
+        with suppress(SidecarError):
+            other = decode_superblock(page[:PAYLOAD_BYTES])
+            if other != block:
+                return read(other, [0])
+        raise
+
+
 def read_doubled(fetch: Fetch, section: Section, starts: tuple[int, int], stream_bytes: int, salt: int) -> tuple[bytes, list[int]]:
     """A stream that is stored twice, page by page from whichever copy is sound; and the numbers of lost pages.
 
@@ -282,7 +310,10 @@ def read_sidecar(fetch: Fetch, sidecar_bytes: int) -> Sidecar:
     Raises:
         SidecarError: one named subclass for each way to fail.
     """
-    block, lost = read_superblock(fetch, sidecar_bytes)
+    return with_either_superblock(fetch, sidecar_bytes, lambda block, lost: _read_sidecar(fetch, sidecar_bytes, block, lost))
+
+
+def _read_sidecar(fetch: Fetch, sidecar_bytes: int, block: Superblock, lost: list[int]) -> Sidecar:
     if block.kind != KIND_FILE:
         raise NotASidecarError("this is a directory's index, not a file's sidecar")
     leaf_bytes = block.block_count * LeafHash(block.leaf_hash).leaf_bytes
@@ -313,7 +344,7 @@ def read_sidecar(fetch: Fetch, sidecar_bytes: int) -> Sidecar:
 def lost_pages(fetch: Fetch, sidecar: Sidecar, pages_at_once: int = 256) -> Iterator[int]:
     """Numbers of all pages of a sidecar that fail their check, parity included."""
     plan, salt = sidecar.plan, sidecar.superblock.salt
-    if not is_sound(fetch(0, PAGE_BYTES), Section.SUPERBLOCK, 0, 0, 0):
+    if not _is_superblock(fetch, sidecar, 0, 0):
         yield 0
     for section, copy, first, count in plan.sections():
         for at in range(first, first + count, pages_at_once):
@@ -322,9 +353,19 @@ def lost_pages(fetch: Fetch, sidecar: Sidecar, pages_at_once: int = 256) -> Iter
             for index in range(here):
                 if not is_sound(chunk[index * PAGE_BYTES : (index + 1) * PAGE_BYTES], section, copy, at + index, salt):
                     yield at + index
-    last = plan.total_pages - 1
-    if not is_sound(fetch(last * PAGE_BYTES, PAGE_BYTES), Section.SUPERBLOCK, 1, last, 0):
-        yield last
+    if not _is_superblock(fetch, sidecar, 1, plan.total_pages - 1):
+        yield plan.total_pages - 1
+
+
+def _is_superblock(fetch: Fetch, sidecar: Sidecar, copy: int, number: int) -> bool:
+    """Whether a page holds this sidecar's superblock, not that of an older one."""
+    page = fetch(number * PAGE_BYTES, PAGE_BYTES)
+    if not is_sound(page, Section.SUPERBLOCK, copy, number, 0):
+        return False
+    try:
+        return decode_superblock(page[:PAYLOAD_BYTES]) == sidecar.superblock
+    except SidecarError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

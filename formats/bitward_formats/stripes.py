@@ -31,13 +31,16 @@ def as_planes(slots: Bytes, row_bytes: int) -> npt.NDArray[Any]:
 class StripeAccumulator:
     """P and Q of neighbouring stripes of one zone, fed with slots position by position.
 
-    Every stripe gets its slots in order of position, none left out. Memory: 2 · stripe_count · slot_bytes.
+    Every stripe gets its slots in order of position, none left out. Memory: 2 · stripe_count · slot_bytes, of which ``scratch``, an array of
+    that many bytes or more, can be given again and again: fresh pages cost more than the XOR.
     """
 
-    def __init__(self, code: CodeClass, stripe_count: int) -> None:
+    def __init__(self, code: CodeClass, stripe_count: int, scratch: Bytes | None = None) -> None:
         self._row_bytes = code.row_bytes
-        self._p = np.zeros((stripe_count, code.slot_bytes), np.uint8)
-        self._q = np.zeros((stripe_count, code.slot_bytes), np.uint8)
+        size = stripe_count * code.slot_bytes
+        both = np.zeros(2 * size, np.uint8) if scratch is None else scratch[: 2 * size]
+        both[:] = 0
+        self._p, self._q = both[:size].reshape(stripe_count, code.slot_bytes), both[size:].reshape(stripe_count, code.slot_bytes)
         self._q_planes = as_planes(self._q, code.row_bytes)
         self._positions = np.zeros(stripe_count, np.int64)
 

@@ -6,6 +6,7 @@ synced; and real processes are killed with SIGKILL at random moments.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ from bitward_agent.findings import FileRepair, SidecarState, Verdict
 from bitward_agent.io import DISK, Disk
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.local import LocalSource
 from bitward_agent.verify import verify_file
 from cli.command_line import environment
 from faulty_disks import Death, DyingDisk, PowerLossDisk
@@ -41,6 +43,7 @@ class Case:
     clean_ward: bytes
     damaged: bytes
     damaged_ward: bytes
+    mtime_ns: int = 1_700_000_000_123_456_789
 
     @property
     def ward(self) -> Path:
@@ -54,8 +57,6 @@ class Case:
         self.path.write_bytes(self.damaged)
         self.ward.write_bytes(self.damaged_ward)
         os.utime(self.path, ns=(self.mtime_ns, self.mtime_ns))
-
-    mtime_ns: int = 1_700_000_000_123_456_789
 
     def repair(self, disk: Disk = DISK) -> FileRepair:
         return repair_file(str(self.path), str(self.ward), RepairRequest(), jobs=1, disk=disk)
@@ -171,26 +172,20 @@ def test_a_repair_that_dies_again_and_again(small: Path) -> None:
     """The undoing dies as well, up to three times; nothing is lost."""
     seeded = random.Random(SEED)
     print(f"seed {SEED}")
-    for trial in range(60):
-        case = case_of(small, VARIANTS[trial % 3]) if trial == 0 else case
-        if trial % 20 == 0:
-            case.check_whole() if trial else None
-            case = case_of(small, VARIANTS[trial // 20])
-            calls = calls_of_a_repair(case)
-        case.damage()
-        places = [seeded.randrange(len(calls)) for _ in range(3)]
-        for place in places:
-            try:
-                case.repair(DyingDisk(place, torn=bool(seeded.getrandbits(1))))
-            except Death:
-                continue
-        case.check_whole((trial, places))
+    for variant in VARIANTS[:3]:
+        case = case_of(small, variant)
+        calls = calls_of_a_repair(case)
+        for _ in range(20):
+            case.damage()
+            places = [seeded.randrange(len(calls)) for _ in range(3)]
+            for place in places:
+                with contextlib.suppress(Death):
+                    case.repair(DyingDisk(place, torn=bool(seeded.getrandbits(1))))
+            case.check_whole((variant, places))
 
 
 def test_what_was_repaired_before_the_death_stays_repaired(small: Path, tmp_path: Path) -> None:
     """Blocks that came from another copy are not undone, so that the copy is not needed a second time."""
-    from bitward_agent.sources.local import LocalSource
-
     case = case_of(small, VARIANTS[0])
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(case.clean)

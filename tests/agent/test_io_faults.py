@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 import bitward
-import checkpoints
+from bitward_agent.errors import BusyError, UnreadableError
 from bitward_agent.findings import FileRepair, FileVerification, SidecarState, Verdict
 from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_agent.protect import Protection, preset_groups, protect_file
@@ -33,7 +33,7 @@ from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.sidecar import read_sidecar
 from cli.command_line import bitward as command
 from cli.command_line import environment
-from faulty_disks import BadSectorDisk, DyingDisk, RefusingDisk
+from faulty_disks import BadSectorDisk, Death, DyingDisk, RefusingDisk
 
 SEED = 20250614
 HANG_LIMIT_SECONDS = 30
@@ -140,16 +140,10 @@ def test_protect_does_not_bless_what_it_cannot_read(protected: Path) -> None:
     ward = ward_of(protected)
     old = ward.read_bytes()
     protection = Protection(preset_groups("standard"), "standard", 1)
-    with pytest.raises(bitward_agent_errors().UnreadableError, match="small.safetensors: bytes 8192 to 12288 cannot be read"):
+    with pytest.raises(UnreadableError, match=r"small\.safetensors: bytes 8192 to 12288 cannot be read"):
         protect_file(str(protected), str(ward), protection, disk=BadSectorDisk({protected: {2}}))
     assert ward.read_bytes() == old
     assert names(protected.parent) == {protected.name, ward.name}
-
-
-def bitward_agent_errors():  # type: ignore[no-untyped-def]
-    from bitward_agent import errors
-
-    return errors
 
 
 def test_a_journal_with_a_bad_sector_is_told_and_what_was_torn_is_repaired(protected: Path) -> None:
@@ -159,8 +153,6 @@ def test_a_journal_with_a_bad_sector_is_told_and_what_was_torn_is_repaired(prote
     hurt = protected.read_bytes()
     assert repair(protected, count).verdict is Verdict.INTACT
     protected.write_bytes(hurt)
-    from faulty_disks import Death
-
     with pytest.raises(Death):
         repair(protected, DyingDisk(count.calls.index("set_mtime")))
     journal = Path(f"{ward_of(protected)}-journal")
@@ -324,10 +316,11 @@ def test_any_call_that_is_refused_loses_nothing(protected: Path, error: int, stu
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "1m", options: str = "") -> Iterator[Path]:
+def small_disk(folder: Path, size: str = "1m") -> Iterator[Path]:
     """A real small file system in memory."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     try:
@@ -571,7 +564,7 @@ def test_a_file_that_is_written_while_it_is_protected(protected: Path) -> None:
     ward = ward_of(protected)
     old = ward.read_bytes()
     protection = Protection(preset_groups("standard"), "standard", 1)
-    with pytest.raises(bitward_agent_errors().BusyError, match="changed while it was read"):
+    with pytest.raises(BusyError, match="changed while it was read"):
         protect_file(str(protected), str(ward), protection, jobs=1, disk=MeddlingDisk(protected, lambda: append(protected), 3))
     assert ward.read_bytes() == old
     assert names(protected.parent) == {protected.name, ward.name}
@@ -793,14 +786,13 @@ def test_two_repairs_at_a_time(protected: Path) -> None:
 def test_many_protects_at_a_time_leave_one_good_sidecar(protected: Path) -> None:
     ward = ward_of(protected)
     outcomes: list[str] = []
-    errors = bitward_agent_errors()
 
     def work() -> None:
         for _ in range(40):
             try:
                 protect_file(str(protected), str(ward), Protection(preset_groups("standard"), "standard", 1), jobs=1)
                 outcomes.append("done")
-            except errors.BusyError:
+            except BusyError:
                 outcomes.append("busy")
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -827,4 +819,3 @@ def test_a_healing_that_reads_other_bytes_than_it_verified_writes_nothing(protec
     assert done.exit_code == 3
     assert ward.read_bytes() == hurt
     assert repair(protected).verdict is Verdict.INTACT
-    assert checkpoints.many_dtypes()

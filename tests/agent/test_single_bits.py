@@ -1,4 +1,4 @@
-"""Any single bit: of the file it is found at its very place and put back; of the sidecar it is found, changes no verdict, and the sidecar heals.
+"""Any single bit. Of the file it is found at its very place and put back; of the sidecar it is told, changes no verdict, and heals.
 
 What is covered. Of the file, a checkpoint of about 2 KB with ten element types: every bit through the real verify, every bit through the
 decoder, every eleventh through the real repair. Of its sidecar of some twenty-odd pages: every bit of every page against the page check,
@@ -230,6 +230,25 @@ def test_both_copies_of_a_page_lose_a_bit(tiny: tuple[Path, Path]) -> None:
         assert (found.verdict, found.sidecar.state, found.sidecar.lost_pages) == (Verdict.INTACT, SidecarState.DAMAGED, 2), trial
         assert repair_file(str(path), str(ward), RepairRequest(), jobs=1).sidecar.state is SidecarState.HEALED
         assert ward.read_bytes() == clean, trial
+
+
+@pytest.mark.parametrize("pages", [(0,), (-1,), range(0, 3), range(3, 12), range(-3, 0)], ids=str)
+def test_pages_of_an_older_sidecar_are_lost_pages(tiny: tuple[Path, Path], pages: range | tuple[int]) -> None:
+    """A disk that loses a write leaves old pages with right checks, the superblock's among them."""
+    path, ward = tiny
+    old = ward.read_bytes()
+    assert bitward.protect(path, force=True).exit_code == 0
+    new = ward.read_bytes()
+    count = len(new) // PAGE_BYTES
+    hurt = bytearray(new)
+    for page in pages:
+        at = page % count * PAGE_BYTES
+        hurt[at : at + PAGE_BYTES] = old[at : at + PAGE_BYTES]
+    ward.write_bytes(hurt)
+    found = verify_file(str(path), str(ward), jobs=1)
+    assert (found.verdict, found.sidecar.state, found.sidecar.lost_pages) == (Verdict.INTACT, SidecarState.DAMAGED, len(pages))
+    assert repair_file(str(path), str(ward), RepairRequest(), jobs=1).sidecar.state is SidecarState.HEALED
+    assert ward.read_bytes() == new
 
 
 # ------------------------------------------------------------------------------------------------------------------- real weights
