@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bitward_agent.findings import Damage, Flip, Verdict
+from bitward_agent.findings import Damage, Flip, Progress, ProgressSink, Verdict
 from bitward_agent.flips import count_flips, list_flips
 from bitward_agent.locate import Locator, Outcome
 from bitward_agent.medium import UNKNOWN, UncachedReader, medium_of
@@ -13,7 +13,7 @@ from bitward_agent.rewrite import Differences, is_rewrite, present_blocks_match
 from bitward_agent.scan import ScanResult
 from bitward_agent.verify import FlipBudget, OpenPair
 from bitward_formats.digest import leaf_function
-from bitward_formats.spans import Role
+from bitward_formats.spans import BLOCK_LIMIT_BYTES, Role
 
 _MEDIUM_CHECKS_LIMIT = 256
 """Blocks of one file that are read again around the page cache; the rest is told as unknown."""
@@ -26,7 +26,9 @@ class Judgement:
     notes: tuple[str, ...]
 
 
-def judge(pair: OpenPair, result: ScanResult, excess: int, budget: FlipBudget) -> Judgement:
+def judge(
+    pair: OpenPair, result: ScanResult, excess: int, budget: FlipBudget, progress: ProgressSink | None = None
+) -> Judgement:
     """Decode all bad blocks and name every flip that can be named."""
     damage: list[Damage] = []
     differences = Differences()
@@ -38,6 +40,8 @@ def judge(pair: OpenPair, result: ScanResult, excess: int, budget: FlipBudget) -
             if stoppable and differences.unsolved:
                 break
             damage.append(describe(outcome))
+            if progress:
+                progress(Progress("locate", pair.file.path, len(damage) * BLOCK_LIMIT_BYTES, len(result.bad_blocks) * BLOCK_LIMIT_BYTES))
     finally:
         describe.close()
     if is_rewrite(pair, result, differences):

@@ -242,7 +242,7 @@ class _Repair:
                 tally.add(decision, describe, self.pair.state.size)
                 done += 1
                 if self.progress:
-                    self.progress(Progress("locate", self.path, done, len(result.bad_blocks)))
+                    self.progress(Progress("locate", self.path, done * BLOCK_LIMIT_BYTES, len(result.bad_blocks) * BLOCK_LIMIT_BYTES))
         finally:
             describe.close()
         return tally

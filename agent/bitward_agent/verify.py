@@ -143,7 +143,7 @@ def verify_file(
         if wanted is not None and not any(wanted(span) for span in pair.sidecar.layout.spans):
             return unverifiable(path, pair.state.size, pair.sidecar_report(), f"no tensor matches {tensor!r}")
         result = scan(pair.file, pair.sidecar, jobs=jobs, progress=progress, wanted=wanted)
-        verdict = None if _moves(pair) else _verdict(path, pair, result, budget or FlipBudget(), whole=wanted is None)
+        verdict = None if _moves(pair) else _verdict(path, pair, result, budget or FlipBudget(), progress, whole=wanted is None)
         if verdict is None or _moves(pair):  # the second time because decoding reads the file again
             told = "the file changes while it is read: verify it when its writer is done"
             return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
@@ -174,7 +174,9 @@ def _sidecar_verdict(path: str, pair: OpenPair) -> FileVerification:
     )
 
 
-def _verdict(path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, *, whole: bool) -> FileVerification:
+def _verdict(
+    path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, progress: ProgressSink | None, *, whole: bool
+) -> FileVerification:
     block = pair.sidecar.superblock
     excess = pair.excess_bytes if whole else 0
     notes = []
@@ -184,7 +186,7 @@ def _verdict(path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, 
     if result.bad_blocks or excess:
         from bitward_agent.judge import judge  # loads NumPy: only where there is damage
 
-        judgement = judge(pair, result, excess, budget)
+        judgement = judge(pair, result, excess, budget, progress)
         verdict, damage = judgement.verdict, judgement.damage
         notes += judgement.notes
     return FileVerification(
