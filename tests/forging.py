@@ -12,7 +12,8 @@ from bitward_formats.errors import SidecarError
 from bitward_formats.layout import decode_layout
 from bitward_formats.merkle import file_root, span_roots, unit_root
 from bitward_formats.pages import GAP_PAGES, PAGE_BYTES, PAYLOAD_BYTES, TRAILER, Section, page_bytes, pages_for, paginate
-from bitward_formats.sidecar import SUPERBLOCK, Sidecar, encode_superblock, plan_sidecar, read_sidecar, read_superblock
+from bitward_formats.sidecar import Sidecar, plan_sidecar, read_sidecar
+from bitward_formats.superblock import SUPERBLOCK, encode_superblock, superblocks
 
 ABSURD = (
     *(0, 1, 2, 3, 7, 255, 256, 4095, 65535, 1 << 16, (1 << 24) + 1, 1 << 31, (1 << 32) - 1),
@@ -327,7 +328,7 @@ class LayoutParts:
 
 def forge_index(good: bytes, stream: bytes, count: int, file_bytes: int) -> bytes:
     """A unit index around any stream, with right checks and a right root."""
-    block, _ = read_superblock(fetcher(good), len(good))
+    block, _ = superblocks(fetcher(good), len(good))[0]
     pages = pages_for(len(stream))
     total = 2 + 2 * pages + GAP_PAGES
     forged = replace(

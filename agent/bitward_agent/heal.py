@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bitward_agent.durable import atomic_file
 from bitward_agent.findings import ProgressSink, SidecarReport, SidecarState
-from bitward_agent.io import Disk, atomic_file
+from bitward_agent.io import Disk
 from bitward_agent.protect import Protection, protect_file
 from bitward_agent.verify import OpenPair
 from bitward_formats.pages import PAGE_BYTES, Section, mend_flip

@@ -1,4 +1,4 @@
-"""Files: positioned reads that turn bad sectors into ranges, and writes that a crash cannot tear.
+"""Files: opened without following a link, read by position, with bad sectors turned into ranges.
 
 Every call to the operating system goes through :class:`Disk`, so that tests can put a faulty one in its place.
 """
@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -262,123 +261,6 @@ def drop_cache(fd: int, offset: int, length: int) -> None:
     """Ask the kernel to forget clean pages of a range, so that the next read comes from the disk."""
     with contextlib.suppress(OSError, AttributeError):
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-def sync_folder(folder_fd: int, disk: Disk = DISK) -> None:
-    """Make a rename or a new name in a folder durable. Some file systems refuse; the rename is in order all the same."""
-    with contextlib.suppress(OSError):
-        fd = disk.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder_fd)
-        try:
-            disk.sync(fd)
-        finally:
-            disk.close(fd)
-
-
-def make_folder(path: str, disk: Disk = DISK) -> None:
-    """Make a folder and those above it, if they are missing.
-
-    Raises:
-        WriteError: that is not possible.
-    """
-    try:
-        disk.close(open_folder(path, disk, make=not os.path.isdir(path)))
-    except OSError as error:
-        raise WriteError(f"{path}: cannot make this folder: {reason(error)}") from error
-
-
-def make_empty(path: str, disk: Disk = DISK) -> None:
-    """Make an empty file, and the folders above it if they are missing.
-
-    Raises:
-        WriteError: something is there already, or it cannot be made.
-    """
-    folder, name = os.path.split(path)
-    make_folder(folder, disk)
-    try:
-        folder_fd = open_folder(folder, disk)
-        try:
-            disk.close(disk.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder_fd))
-        finally:
-            disk.close(folder_fd)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot make this file: {reason(error)}") from error
-
-
-def remove(path: str, disk: Disk = DISK) -> None:
-    """Remove a file, durably.
-
-    Raises:
-        WriteError: it cannot be removed.
-    """
-    folder, name = os.path.split(path)
-    try:
-        folder_fd = open_folder(folder, disk)
-        try:
-            disk.unlink(name, dir_fd=folder_fd)
-            sync_folder(folder_fd, disk)
-        finally:
-            disk.close(folder_fd)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot remove: {reason(error)}") from error
-
-
-@contextlib.contextmanager
-def atomic_file(path: str, disk: Disk = DISK) -> Iterator[OpenFile]:
-    """A file that appears under ``path`` whole or not at all: temporary file, sync, rename, sync of the folder.
-
-    The temporary file is locked, so that two writers do not mix, and one that a crash left behind is taken over.
-
-    Raises:
-        BusyError: another process is writing the same file.
-        WriteError: no space, no permission; the old file, if any, is unharmed and the temporary one removed.
-    """
-    folder, name = os.path.split(path)
-    temporary = f".{name}.new"
-    try:
-        folder_fd = open_folder(folder, disk)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot write: {error.strerror}: {folder or '.'}") from error
-    try:
-        with _temporary_file(path, temporary, folder_fd, disk) as file:
-            try:
-                disk.truncate(file.fd, 0)
-                yield file
-                disk.sync(file.fd)
-                disk.replace(temporary, name, dir_fd=folder_fd)
-            except BaseException as error:
-                with contextlib.suppress(OSError):
-                    disk.unlink(temporary, dir_fd=folder_fd)
-                if isinstance(error, OSError):
-                    raise WriteError(f"{path}: cannot write: {reason(error)}") from error
-                raise
-            sync_folder(folder_fd, disk)
-    finally:
-        disk.close(folder_fd)
-
-
-def _temporary_file(path: str, temporary: str, folder_fd: int, disk: Disk) -> OpenFile:
-    """The temporary file, open and locked."""
-    beside = os.path.join(os.path.dirname(path), temporary)
-    while True:
-        try:
-            fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                raise WriteError(f"{beside}: is in the way and not Bitward's own: remove it") from error
-            hint = "; or put sidecars elsewhere with --sidecar-dir" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
-            raise WriteError(f"{path}: cannot write beside it: {reason(error)}{hint}") from error
-        file = OpenFile.adopt(beside, fd, disk)
-        try:
-            file.lock()
-            found = disk.stat(fd)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                raise WriteError(f"{beside}: is in the way and not Bitward's own: remove it")
-            if file.is_still_named():  # else its last writer renamed or removed it between our opening and locking it
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
 
 
 def resolve(path: str) -> str:

@@ -14,11 +14,12 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitward_agent.durable import atomic_file, remove
 from bitward_agent.errors import JournalError, WriteError
-from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file, open_folder, reason, remove
+from bitward_agent.io import DISK, Disk, FileState, OpenFile, open_folder, reason
 
 MAGIC = b"BWUNDO1\n"
 JOURNAL_LIMIT_BYTES = 96 << 20
@@ -133,32 +134,6 @@ def restore_mtime(file: OpenFile, mtime_ns: int) -> bool:
 def drop_journal(path: str, disk: Disk = DISK) -> None:
     """Forget the journal, durably."""
     remove(path, disk)
-
-
-def recover(path: str, journal: str, still_wrong: Callable[[UndoJournal], UndoJournal], disk: Disk = DISK) -> str:
-    """Finish what an interrupted repair left; returns what was done, in words, or ``""``.
-
-    Args:
-        still_wrong: what of a journal to put back: the part that no digest vouches for as it is now.
-
-    Raises:
-        JournalError, UnreadableError, WriteError: the journal or the file cannot be used; both are left as they are.
-    """
-    if not os.path.lexists(journal):
-        return ""
-    kept = read_journal(journal, disk)
-    if kept is None:
-        message = "an undo journal was damaged and is dropped"
-    else:
-        with OpenFile(path, write=True, disk=disk) as file:
-            # A device's number may be another after a restart; the inode says which file it is.
-            if file.state().inode != kept.state.inode:
-                message = "dropped the undo journal of another file that had this name"
-            else:
-                undo(file, still_wrong(kept))
-                message = "undid a repair that was interrupted"
-    drop_journal(journal, disk)
-    return message
 
 
 def log_path(sidecar: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward_agent.io import OpenFile, Range
+from bitward_formats.block_decode import Patient, decode_inner_alone, inner_step, is_hopeless
 from bitward_formats.blocks import Block
 from bitward_formats.digest import leaf_function
 from bitward_formats.geometry import InnerOffsets, Zone, inner_blob_bytes
@@ -21,7 +22,7 @@ from bitward_formats.packing import unpack_lanes
 from bitward_formats.packing_sizes import packed_bytes, parity_record_count
 from bitward_formats.pages import Section
 from bitward_formats.sidecar import MendedPages, ParityStream, Sidecar, read_parity
-from bitward_formats.stripe_decode import Patient, StripeDecoder, agreed_data, decode_inner_alone, inner_step, is_hopeless
+from bitward_formats.stripe_decode import StripeDecoder, agreed_data
 from bitward_formats.stripe_syndrome import StripeSyndrome
 from bitward_formats.stripes import StripeAccumulator, symbol_mask, to_symbols
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from bitward_agent.durable import atomic_file
 from bitward_agent.encode import Coder, ZoneParity
-from bitward_agent.errors import BusyError, InputError, UntrustedError
+from bitward_agent.errors import BusyError, InputError, UntrustedError, WriteError
 from bitward_agent.findings import ProgressSink
-from bitward_agent.io import DISK, Disk, FileState, OpenFile, atomic_file
+from bitward_agent.io import DISK, Disk, FileState, OpenFile
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.page_arrays import paginate_array
 from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.readers import layout_of
-from bitward_formats.sidecar import KIND_FILE, ORIGINS, Plan, Superblock, metadata_pages, plan_sidecar, with_salt
+from bitward_formats.sidecar import Plan, metadata_pages, plan_sidecar
 from bitward_formats.spans import Layout
+from bitward_formats.superblock import KIND_FILE, ORIGINS, Superblock, with_salt
 
+NAME_LIMIT_BYTES = 255
+"""What file systems allow for one component of a path."""
+JOURNAL_NAME_BYTES = len(".-journal.new")
+"""What a repair adds to a sidecar's name; a file that could be protected but never repaired would be a trap."""
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -104,6 +111,8 @@ def protect_file(
         BusyError: the file changed meanwhile.
         UnreadableError, WriteError: by name and place.
     """
+    if len(os.fsencode(os.path.basename(sidecar))) + JOURNAL_NAME_BYTES > NAME_LIMIT_BYTES:
+        raise WriteError(f"{sidecar}: the file's name is too long for a sidecar and the journal of a repair beside it: shorten it")
     with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-sha256") as pool:
         before = file.state()
         check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if protection.check_sha256 else None

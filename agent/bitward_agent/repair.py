@@ -10,9 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from bitward_agent.errors import BitwardError, BusyError, JournalError, WriteError
+from bitward_agent.errors import BitwardError, BusyError, WriteError
 from bitward_agent.findings import (
     FLIPS_LISTED_LIMIT,
     Damage,
@@ -31,12 +29,10 @@ from bitward_agent.heal import heal_sidecar
 from bitward_agent.io import DISK, Disk, OpenFile, drop_cache, journal_path, reason
 from bitward_agent.journal import (
     UndoEntry,
-    UndoJournal,
     append_log,
     drop_journal,
     log_path,
     read_journal,
-    recover,
     restore_mtime,
     undo,
     write_journal,
@@ -44,11 +40,11 @@ from bitward_agent.journal import (
 from bitward_agent.judge import DamageDescriber
 from bitward_agent.locate import Locator
 from bitward_agent.medium import UncachedReader
+from bitward_agent.recovery import recover
 from bitward_agent.rewrite import Differences, is_rewrite
 from bitward_agent.scan import ScanResult, scan
 from bitward_agent.sources import Source
 from bitward_agent.verify import FlipBudget, OpenPair, open_pair
-from bitward_formats.blocks import Block
 from bitward_formats.errors import FormatError
 from bitward_formats.spans import BLOCK_LIMIT_BYTES, Role
 
@@ -129,7 +125,7 @@ def repair_file(
         pair.file.lock()
         recovered = ""
         if not request.dry_run:
-            recovered = recover(path, journal_path(sidecar_path), lambda journal: still_wrong(pair, journal), disk)
+            recovered = recover(path, pair, disk)
         pair.state = pair.file.state()  # now that nobody else repairs it, and recovery is done
         return _Repair(path, pair, request, jobs, progress, disk, recovered).run()
     except (BitwardError, FormatError) as error:
@@ -138,37 +134,6 @@ def repair_file(
         return _failed(path, f"{path}: {reason(error)}", pair.sidecar_report(), pair.state.size)
     finally:
         pair.close()
-
-
-def still_wrong(pair: OpenPair, journal: UndoJournal) -> UndoJournal:
-    """The part of an undo journal that is to be put back: blocks that match no digest as they are now, and the size.
-
-    A file that was too short gets that size back unless a good block would be cut; one that was too long and was cut stays cut.
-
-    Raises:
-        JournalError: the journal does not fit the file's blocks.
-    """
-    table, recorded, size = pair.sidecar.plan.table, pair.sidecar.superblock.file_bytes, pair.file.state().size
-    locator = Locator(pair.file, pair.ward, pair.sidecar)
-
-    def is_good(block: Block) -> bool:
-        return locator.is_leaf(block, np.frombuffer(pair.file.read(block.offset, block.length), np.uint8))
-
-    entries = []
-    for entry in journal.entries:
-        if entry.offset == recorded < journal.state.size:
-            continue
-        block = table.at_offset(entry.offset) if entry.offset < recorded else None
-        if block is None or block.offset != entry.offset or len(entry.before) > block.length:
-            raise JournalError(f"{journal_path(pair.ward.path)}: is not about the file that its sidecar knows: remove it, then repair again")
-        if entry.end <= size and not is_good(block):
-            entries.append(entry)
-    old_size = journal.state.size
-    if old_size < size <= recorded:
-        beyond = range(table.at_offset(old_size).number, table.at_offset(size - 1).number + 1)
-        if not any(is_good(table[number]) for number in beyond):
-            size = old_size
-    return UndoJournal(replace(journal.state, size=size), tuple(entries))
 
 
 def _failed(path: str, message: str, sidecar: SidecarReport | None = None, size: int = 0) -> FileRepair:

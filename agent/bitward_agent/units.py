@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from bitward_agent.durable import atomic_file
 from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import SidecarState, UnitReport
-from bitward_agent.io import DISK, Disk, OpenFile, atomic_file
+from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_formats.errors import SidecarError
 from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, build_unit_index, read_unit_index
 

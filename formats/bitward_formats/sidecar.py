@@ -1,4 +1,4 @@
-"""The sidecar file (SPEC, section 7): the only module that knows its offsets.
+"""The sidecar file (SPEC, section 7): this module and the superblock's are the only ones that know its offsets.
 
 Reading takes a ``fetch`` function and checks in the order of SPEC 7.2; nothing is allocated from a number that has not
 been held against the length of the sidecar that is really there.
@@ -6,27 +6,14 @@ been held against the length of the sidecar that is really there.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TypeVar
-
-import xxhash
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bitward_formats.blocks import BlockTable
 from bitward_formats.digest import LeafHash
-from bitward_formats.errors import (
-    LaneGroupError,
-    NotASidecarError,
-    SidecarDamagedError,
-    SidecarError,
-    SidecarLimitError,
-    SidecarTooShortError,
-    UnsupportedVersionError,
-)
+from bitward_formats.errors import NotASidecarError, SidecarDamagedError, SidecarError, SidecarLimitError
 from bitward_formats.geometry import Geometry, Zone
-from bitward_formats.groups import LaneGroup, LaneGroups, Selector, check_groups
+from bitward_formats.groups import LaneGroups
 from bitward_formats.layout import decode_layout, encode_layout
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.pages import (
@@ -43,106 +30,14 @@ from bitward_formats.pages import (
     reconcile,
 )
 from bitward_formats.spans import Layout
+from bitward_formats.superblock import KIND_FILE, Superblock, decode_superblock, encode_superblock, with_superblock
 
-T = TypeVar("T")
-
-MAGIC = b"\x89WARD\r\n\x1a"
-VERSION = 1
-KNOWN_INCOMPATIBLE = 0
-KIND_FILE, KIND_UNIT = 0, 1
-ORIGINS = ("first-seen", "trusted", "sealed")
-
-SUPERBLOCK = struct.Struct("<8sHBBIIBBHQqQQQQQ32s32s32s16s")
 _MENDED_PAGES_LIMIT = 16
 """Most pages of one stream on which the search for a single flip (20 ms each) is spent."""
 _MENDED_PARITY_LIMIT = 64
 """Likewise of all parity pages together: with more, the sidecar has lost regions, not bits."""
 _LEAST_SHARE_LEFT = 8
 """A sidecar torn to less than this fraction is refused: it bounds what a hostile superblock can make a reader allocate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Superblock:
-    """The superblock's fields; see SPEC 7.1. ``root`` is the file root, or of a unit index the unit root."""
-
-    kind: int
-    leaf_hash: int
-    origin: int
-    groups: LaneGroups
-    file_bytes: int
-    mtime_ns: int
-    protected_ns: int
-    salt: int
-    total_pages: int
-    layout_bytes: int
-    block_count: int
-    root: bytes
-    trusted_sha256: bytes
-    preset: str
-    compatible: int = 0
-
-    @property
-    def origin_label(self) -> str:
-        return ORIGINS[self.origin]
-
-    @property
-    def is_trusted(self) -> bool:
-        return any(self.trusted_sha256)
-
-
-def encode_superblock(block: Superblock) -> bytes:
-    """The superblock's payload, 4080 bytes."""
-    table = b"".join(struct.pack("<BBH", *_group_fields(group)) for group in block.groups)
-    head = SUPERBLOCK.pack(
-        *(MAGIC, VERSION, block.kind, block.leaf_hash, 0, block.compatible, block.origin, len(block.groups), 0),
-        *(block.file_bytes, block.mtime_ns, block.protected_ns, block.salt, block.total_pages, block.layout_bytes),
-        *(block.block_count, block.root, block.trusted_sha256, table, block.preset.encode("latin-1")),
-    )
-    return head.ljust(PAYLOAD_BYTES, b"\0")
-
-
-def _group_fields(group: LaneGroup) -> tuple[int, int, int]:
-    return group.selector, group.cell_log2, group.stripe_slots
-
-
-def with_salt(block: Superblock) -> Superblock:
-    """The superblock with the salt that writers use: XXH3-64 of the payload with salt and root zero."""
-    payload = encode_superblock(replace(block, salt=0, root=bytes(32)))
-    return replace(block, salt=xxhash.xxh3_64_intdigest(payload, 0))
-
-
-def decode_superblock(payload: bytes) -> Superblock:
-    """Parse a superblock whose page check held.
-
-    Raises:
-        NotASidecarError, UnsupportedVersionError, SidecarLimitError, LaneGroupError: in this order.
-    """
-    (magic, version, kind, leaf_hash, incompatible, compatible, origin, group_count, _, *rest) = SUPERBLOCK.unpack_from(payload)
-    if magic != MAGIC:
-        raise NotASidecarError("not a Bitward sidecar: wrong magic")
-    if version != VERSION:
-        raise UnsupportedVersionError(f"sidecar version {version}; this Bitward reads version {VERSION}: use a newer one")
-    if incompatible & ~KNOWN_INCOMPATIBLE:
-        raise UnsupportedVersionError(f"sidecar uses unknown features {incompatible:#x}: use a newer Bitward")
-    file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes, block_count, root, trusted, table, preset = rest
-    if kind not in (KIND_FILE, KIND_UNIT) or origin >= len(ORIGINS):
-        raise SidecarLimitError(f"unknown sidecar kind {kind} or origin {origin}")
-    if group_count > 8:
-        raise LaneGroupError(f"{group_count} lane groups, at most 8 are allowed")
-    groups = []
-    for selector, cell_log2, stripe_slots in struct.iter_unpack("<BBH", table[: 4 * group_count]):
-        if selector > max(Selector):
-            raise LaneGroupError(f"unknown lane selector {selector}")
-        groups.append(LaneGroup(Selector(selector), cell_log2, stripe_slots))
-    if kind == KIND_FILE:
-        check_groups(tuple(groups))
-        if leaf_hash not in tuple(LeafHash):
-            raise UnsupportedVersionError(f"unknown leaf hash {leaf_hash}: use a newer Bitward")
-    label = preset.rstrip(b"\0").decode("latin-1")  # a label without force: whatever it holds survives being written again
-    return Superblock(
-        *(kind, leaf_hash, origin, tuple(groups), file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes),
-        *(block_count, root, trusted, label, compatible),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,55 +120,6 @@ def metadata_pages(sidecar: Superblock, layout_stream: bytes, leaves: bytes, pla
     yield plan.total_pages - 1, page_bytes(payload, Section.SUPERBLOCK, 1, plan.total_pages - 1, 0)
 
 
-def read_superblock(fetch: Fetch, sidecar_bytes: int) -> tuple[Superblock, list[int]]:
-    """The superblock and the numbers of superblock pages that were lost.
-
-    Raises:
-        SidecarTooShortError, NotASidecarError and what :func:`decode_superblock` raises.
-    """
-    if sidecar_bytes < 2 * PAGE_BYTES:
-        raise SidecarTooShortError(f"{sidecar_bytes} bytes are too few for a sidecar: make it again with 'bitward protect'")
-    last = sidecar_bytes // PAGE_BYTES - 1
-    copies = [fetch(0, PAGE_BYTES), fetch(last * PAGE_BYTES, PAGE_BYTES)]
-    sound = [is_sound(page, Section.SUPERBLOCK, copy, number, 0) for copy, (page, number) in enumerate(zip(copies, (0, last), strict=True))]
-    if any(sound):
-        block = decode_superblock(copies[0 if sound[0] else 1][:PAYLOAD_BYTES])
-        if block.total_pages == last + 1:
-            return block, [number for number, good in zip((0, last), sound, strict=True) if not good]
-        return block, [] if sound[0] else [0]
-    payload = reconcile(copies[0], copies[1], Section.SUPERBLOCK, (0, last), 0)
-    if payload is not None:
-        return decode_superblock(payload), [0, last]
-    for number in range(last, 0, -1):
-        page = fetch(number * PAGE_BYTES, PAGE_BYTES)
-        if page[PAYLOAD_BYTES:PAYLOAD_BYTES + 1] == b"\x01" and is_sound(page, Section.SUPERBLOCK, 1, number, 0):
-            return decode_superblock(page[:PAYLOAD_BYTES]), [0]
-    raise NotASidecarError("no sound superblock: this is not a Bitward sidecar, or too little of it is left")
-
-
-def with_either_superblock(fetch: Fetch, sidecar_bytes: int, read: Callable[[Superblock, list[int]], T]) -> T:
-    """What ``read`` makes of a sidecar, given its superblock and the superblock pages that were lost.
-
-    A disk that loses a write leaves an old page with a right check. So if ``read`` fails with the first copy, it is tried with the last.
-
-    Raises:
-        SidecarError: as the first copy has it.
-    """
-    block, lost = read_superblock(fetch, sidecar_bytes)
-    try:
-        return read(block, lost)
-    except SidecarError:
-        last = sidecar_bytes // PAGE_BYTES - 1
-        page = fetch(last * PAGE_BYTES, PAGE_BYTES)
-        if 0 in lost or not is_sound(page, Section.SUPERBLOCK, 1, last, 0):
-            raise
-        with suppress(SidecarError):
-            other = decode_superblock(page[:PAYLOAD_BYTES])
-            if other != block:
-                return read(other, [0])
-        raise
-
-
 def read_doubled(fetch: Fetch, section: Section, starts: tuple[int, int], stream_bytes: int, salt: int) -> tuple[bytes, list[int]]:
     """A stream that is stored twice, page by page from whichever copy is sound; and the numbers of lost pages.
 
@@ -310,7 +156,7 @@ def read_sidecar(fetch: Fetch, sidecar_bytes: int) -> Sidecar:
     Raises:
         SidecarError: one named subclass for each way to fail.
     """
-    return with_either_superblock(fetch, sidecar_bytes, lambda block, lost: _read_sidecar(fetch, sidecar_bytes, block, lost))
+    return with_superblock(fetch, sidecar_bytes, lambda block, lost: _read_sidecar(fetch, sidecar_bytes, block, lost))
 
 
 def _read_sidecar(fetch: Fetch, sidecar_bytes: int, block: Superblock, lost: list[int]) -> Sidecar:

@@ -7,96 +7,30 @@ which symbols are lost. A block is done when its leaf matches, and from then on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from bitward_formats import gf256
-from bitward_formats.blocks import Block
+from bitward_formats.block_decode import LeafCheck, Patient, batch_syndromes, batches, decode_inner_alone, turn_bits
 from bitward_formats.geometry import ROWS_PER_SYMBOL
 from bitward_formats.groups import LaneGroups
-from bitward_formats.inner_decode import Flips, GroupSyndrome, doubt_masks, even_lanes, only_even_lanes, single_flips, syndromes
+from bitward_formats.inner_decode import Flips, doubt_masks, single_flips
 from bitward_formats.stripe_syndrome import StripeSyndrome
 from bitward_formats.stripes import from_symbols, symbol_mask, to_symbols
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
-LeafCheck = Callable[[Block, Bytes], bool]
 
 ROUNDS_LIMIT = 16
+"""Most turns of both codes; damage that can be decoded takes a handful."""
 _BURST_VOTES_LEAST = 8
+"""A majority of fewer wrong symbols is no burst."""
 _DOUBTFUL_BITS_LIMIT = 2
+"""Scattered flips put this many bits into one symbol of one slot at the most; more come from bursts."""
 _PAIR_SLOTS_LIMIT = 24
 """Beyond so many open slots too many pairs of them explain a symbol by chance."""
-_NOISE_SHARE = 0.9
-_TRIES_LIMIT = 1 << 14
-"""Most candidates of even lanes that are tried against a leaf: about 0.1 s."""
-
-
-@dataclass(slots=True)
-class Patient:
-    """A bad block on its way through the decoder. ``data`` is the current estimate, ``raw`` what the file holds.
-
-    ``unreadable`` marks bits that could not be read at all; ``inner`` is the stored padded parity of each lane group,
-    ``inner_known`` whether it could be read; ``at`` is the block's byte in its slot.
-    """
-
-    block: Block
-    position: int
-    at: int
-    raw: Bytes
-    unreadable: Bytes | None
-    inner: list[Bytes]
-    inner_known: list[bool]
-    data: Bytes = field(init=False)
-    solved: bool = False
-
-    def __post_init__(self) -> None:
-        self.data = self.raw.copy()
-
-    @property
-    def place(self) -> slice:
-        return slice(self.at, self.at + self.block.length)
-
-
-def _batches(patients: Sequence[Patient]) -> list[list[Patient]]:
-    """Patients by kind and length, so that each batch is one array."""
-    by_shape: dict[tuple[object, int], list[Patient]] = {}
-    for patient in patients:
-        by_shape.setdefault((patient.block.span.kind, patient.block.length), []).append(patient)
-    return list(by_shape.values())
-
-
-def _batch_syndromes(batch: list[Patient], groups: LaneGroups) -> list[GroupSyndrome]:
-    stored = [np.concatenate([patient.inner[index] for patient in batch]) for index in range(len(groups))]
-    known = [np.array([patient.inner_known[index] for patient in batch]) for index in range(len(groups))]
-    return syndromes(np.stack([patient.data for patient in batch]), batch[0].block.span.kind, groups, stored, known)
-
-
-def inner_step(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> None:
-    """Undo what the inner code spells out.
-
-    First everywhere, since one flip in every lane of a cell is within the guarantee and looks like a burst; where that does not solve a
-    block, outside of bursts only, as noise spells flips that never were.
-    """
-    for batch in _batches([patient for patient in patients if not patient.solved]):
-        found = _batch_syndromes(batch, groups)
-        record_bytes = batch[0].block.span.kind.record_bytes
-        everywhere = single_flips(found, record_bytes, in_bursts=True)
-        outside = single_flips(found, record_bytes, in_bursts=False)
-        for index, patient in enumerate(batch):
-            _turn_bits(patient.data, everywhere.of_block(index))
-            patient.solved = is_leaf(patient.block, patient.data)
-            if not patient.solved:
-                patient.data[:] = patient.raw
-                _turn_bits(patient.data, outside.of_block(index))
-
-
-def _turn_bits(data: Bytes, flips: Flips) -> None:
-    np.bitwise_xor.at(data, flips.byte, (1 << flips.bit).astype(np.uint8))
 
 
 class StripeDecoder:
@@ -140,8 +74,8 @@ class StripeDecoder:
         wrong = np.count_nonzero((self.syndrome.p != 0) & self.syndrome.p_known)
         wrong += np.count_nonzero((self.syndrome.q != 0) & self.syndrome.q_known)
         lanes = 0
-        for batch in _batches(self.open_patients()):
-            lanes += sum(int(np.count_nonzero(group.nonzero)) for group in _batch_syndromes(batch, self.groups))
+        for batch in batches(self.open_patients()):
+            lanes += sum(int(np.count_nonzero(group.nonzero)) for group in batch_syndromes(batch, self.groups))
         return int(wrong) + lanes + len(self.open_patients())
 
     def _positions(self) -> list[int]:
@@ -166,8 +100,8 @@ class StripeDecoder:
     def _doubt_masks(self, *, bursts_only: bool = False) -> Bools:
         """(slots, symbols): what the inner code doubts or, with ``bursts_only``, holds for bursts; the unreadable; runs of zeros."""
         masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
-        for batch in _batches(self.open_patients()):
-            doubts = doubt_masks(_batch_syndromes(batch, self.groups), batch[0].block.length, bursts_only=bursts_only)
+        for batch in batches(self.open_patients()):
+            doubts = doubt_masks(batch_syndromes(batch, self.groups), batch[0].block.length, bursts_only=bursts_only)
             for patient, doubt in zip(batch, doubts, strict=True):
                 masks[patient.position][patient.place] |= doubt | _constant_rows(patient.raw)
                 if patient.unreadable is not None:
@@ -175,16 +109,16 @@ class StripeDecoder:
         return self._to_slot_masks(masks)
 
     def _inner(self) -> None:
-        for batch in _batches(self.open_patients()):
+        for batch in batches(self.open_patients()):
             record_bytes = batch[0].block.span.kind.record_bytes
-            flips = single_flips(_batch_syndromes(batch, self.groups), record_bytes, in_bursts=False)
+            flips = single_flips(batch_syndromes(batch, self.groups), record_bytes, in_bursts=False)
             for index, patient in enumerate(batch):
                 self._turn(patient, flips.of_block(index))
         self._check()
 
     def _turn(self, patient: Patient, flips: Flips) -> None:
         if flips.byte.size:
-            _turn_bits(patient.data, flips)
+            turn_bits(patient.data, flips)
             self.syndrome.turn_bits(patient.position, flips.byte + patient.at, flips.bit)
 
     def _check(self) -> bool:
@@ -296,55 +230,6 @@ class StripeDecoder:
         decode_inner_alone(self.patients, self.groups, self.is_leaf)
 
 
-def is_hopeless(patients: Sequence[Patient], groups: LaneGroups) -> bool:
-    """Whether three or more full blocks of the stripe are lost or hold nothing but noise: then no symbol can be solved for."""
-    open_patients = [patient for patient in patients if not patient.solved and patient.block.is_full]
-    lost = {patient.position for patient in open_patients if patient.unreadable is not None and patient.unreadable.all()}
-    for batch in _batches([patient for patient in open_patients if patient.position not in lost]):
-        found = _batch_syndromes(batch, groups)
-        share = np.mean([group.bursts().mean(axis=1) for group in found if group.lanes.any()], axis=0)
-        lost |= {patient.position for patient, part in zip(batch, share, strict=True) if part > _NOISE_SHARE}
-    return len(lost) > 2
-
-
-def decode_inner_alone(patients: Sequence[Patient], groups: LaneGroups, is_leaf: LeafCheck) -> None:
-    """What can still be tried where there is no outer code: candidates of even lanes."""
-    for batch in _batches([patient for patient in patients if not patient.solved]):
-        found = _batch_syndromes(batch, groups)
-        for index, patient in enumerate(batch):
-            try_even_lanes(patient, found, index, is_leaf)
-
-
-def try_even_lanes(patient: Patient, found: list[GroupSyndrome], index: int, is_leaf: LeafCheck) -> None:
-    """Try the pairs of flips that a block's even lanes allow, all lanes together, against its leaf."""
-    if not only_even_lanes(found, index):
-        return
-    record_bytes = patient.block.span.kind.record_bytes
-    choices = []
-    total = 1
-    for lane in even_lanes(found, index):
-        low, high = lane.pairs()
-        total *= low.size
-        if not 0 < total <= _TRIES_LIMIT:
-            return
-        choices.append([(lane.lane, pair) for pair in zip(low.tolist(), high.tolist(), strict=True)])
-    _search(patient, choices, 0, record_bytes, is_leaf)
-
-
-def _search(patient: Patient, choices: list[list[tuple[int, tuple[int, int]]]], depth: int, record_bytes: int, is_leaf: LeafCheck) -> bool:
-    if depth == len(choices):
-        patient.solved = is_leaf(patient.block, patient.data)
-        return patient.solved
-    for lane, pair in choices[depth]:
-        for record in pair:
-            patient.data[record * record_bytes + lane // 8] ^= 1 << lane % 8
-        if _search(patient, choices, depth + 1, record_bytes, is_leaf):
-            return True
-        for record in pair:
-            patient.data[record * record_bytes + lane // 8] ^= 1 << lane % 8
-    return False
-
-
 def _constant_rows(data: Bytes, run_bytes: int = 512) -> Bytes:
     """Masks over runs of 512 equal bytes: weights hardly ever hold them, zeroed regions consist of them."""
     masks = np.zeros(data.size, np.uint8)
@@ -361,9 +246,9 @@ def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
     for two erasures; a cell that was a burst counts as one, so that none of its lanes is believed before all are.
     """
     groups, kind = decoder.groups, patient.block.span.kind
-    after = _batch_syndromes([patient], groups)
+    after = batch_syndromes([patient], groups)
     now, patient.data = patient.data, patient.raw
-    before = _batch_syndromes([patient], groups)
+    before = batch_syndromes([patient], groups)
     patient.data = now
     unsettled = np.zeros(patient.block.length, np.uint8)
     for raw, final in zip(before, after, strict=True):

@@ -31,8 +31,8 @@ def as_planes(slots: Bytes, row_bytes: int) -> npt.NDArray[Any]:
 class StripeAccumulator:
     """P and Q of neighbouring stripes of one zone, fed with slots position by position.
 
-    Every stripe gets its slots in order of position, none left out. Memory: 2 · stripe_count · slot_bytes, of which ``scratch``, an array of
-    that many bytes or more, can be given again and again: fresh pages cost more than the XOR.
+    Every stripe gets its slots in order of position, none left out. Memory: 2 · stripe_count · slot_bytes, of which ``scratch``, an array
+    of that many bytes or more, can be given again and again: fresh pages cost more than the XOR.
     """
 
     def __init__(self, code: CodeClass, stripe_count: int, scratch: Bytes | None = None) -> None:

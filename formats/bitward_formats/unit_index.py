@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from bitward_formats.errors import LayoutError, NotASidecarError, SidecarDamagedError, SidecarLimitError
 from bitward_formats.merkle import unit_root
 from bitward_formats.pages import GAP_PAGES, PAYLOAD_BYTES, Fetch, Section, page_bytes, pages_for, paginate
-from bitward_formats.sidecar import KIND_UNIT, Superblock, encode_superblock, read_doubled, with_either_superblock, with_salt
+from bitward_formats.sidecar import read_doubled
+from bitward_formats.superblock import KIND_UNIT, Superblock, encode_superblock, with_salt, with_superblock
 
 UNIT_INDEX_NAME = "bitward-unit.ward"
 PATH_LIMIT_BYTES = 4096
@@ -117,7 +118,7 @@ def read_unit_index(fetch: Fetch, index_bytes: int) -> UnitIndex:
     Raises:
         SidecarError: one named subclass for each way to fail.
     """
-    return with_either_superblock(fetch, index_bytes, lambda block, _: _read_unit_index(fetch, index_bytes, block))
+    return with_superblock(fetch, index_bytes, lambda block, _: _read_unit_index(fetch, index_bytes, block))
 
 
 def _read_unit_index(fetch: Fetch, index_bytes: int, block: Superblock) -> UnitIndex:

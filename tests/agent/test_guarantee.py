@@ -164,7 +164,7 @@ def test_a_share_of_the_parameters_flipped(tmp_path: Path, preset: str, share: f
 
 
 def test_best_effort_makes_no_right_bit_wrong(tmp_path: Path) -> None:
-    """Three times the rate of the paper, beyond what the code can bear: what is written is right, and most sign and exponent bits are among it."""
+    """Three times the rate of the paper is beyond the code: what is written is right, and most sign and exponent bits are among it."""
     bench = Bench(tmp_path, _big_f32(4, 1_000_000), preset_groups("strong"))
     hurt, _, start = _flip_share(bench.clean, 0.03, seed=6)
     bench.hurt(hurt)

@@ -751,6 +751,22 @@ def test_something_else_inside_a_unit(protected: Path, make: Callable[[Path], No
         assert bitward.repair(folder).exit_code == 4
 
 
+def test_a_name_that_leaves_no_room_for_a_journal_is_refused_before_there_is_need_of_one(tmp_path: Path) -> None:
+    longest = 255 - len("..ward-journal.new")
+    for length in (longest, longest + 1):
+        path = tmp_path / ("n" * length)
+        path.write_bytes(bytes(range(100)))
+        made = bitward.protect(path)
+        if length > longest:
+            assert made.exit_code == 3
+            assert "too long" in made.files[0].message
+        else:
+            assert made.exit_code == 0
+            flip(path, 50)
+            assert bitward.repair(path).exit_code == 0
+            assert path.read_bytes() == bytes(range(100))
+
+
 def test_a_file_with_the_name_that_the_index_needs(protected: Path) -> None:
     folder = protected.parent
     (folder / "bitward-unit").write_bytes(b"x")

@@ -232,7 +232,7 @@ def test_both_copies_of_a_page_lose_a_bit(tiny: tuple[Path, Path]) -> None:
         assert ward.read_bytes() == clean, trial
 
 
-@pytest.mark.parametrize("pages", [(0,), (-1,), range(0, 3), range(3, 12), range(-3, 0)], ids=str)
+@pytest.mark.parametrize("pages", [(0,), (-1,), range(3), range(3, 12), range(-3, 0)], ids=str)
 def test_pages_of_an_older_sidecar_are_lost_pages(tiny: tuple[Path, Path], pages: range | tuple[int]) -> None:
     """A disk that loses a write leaves old pages with right checks, the superblock's among them."""
     path, ward = tiny

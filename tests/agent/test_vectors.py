@@ -14,7 +14,7 @@ from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats import errors
 from bitward_formats.groups import LaneGroup, Selector
-from bitward_formats.sidecar import ORIGINS
+from bitward_formats.superblock import ORIGINS
 from bitward_formats.unit_index import build_unit_index, read_unit_index
 from vector_cases import FOLDER, content_of, edited, layout_of, load_cases
 

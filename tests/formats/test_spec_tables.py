@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bitward_formats import geometry, merkle, sidecar, unit_index
+from bitward_formats import geometry, merkle, superblock, unit_index
 from bitward_formats import groups as fast_groups
 from bitward_formats import layout as fast_layout
 from bitward_formats import pages as fast_pages
@@ -261,7 +261,7 @@ def test_superblock_and_trailer_are_those_of_the_specification() -> None:
     assert struct.calcsize(fast_pages.TRAILER.format) == sum(sizes[row["type"]] for row in page_rows if row["field"] != "payload")
     (rows,) = tables("7.1")
     fields = [row for row in rows if row["at"] != "192"]
-    codes = re.findall(r"\d*[a-zA-Z]", sidecar.SUPERBLOCK.format.lstrip("<"))
+    codes = re.findall(r"\d*[a-zA-Z]", superblock.SUPERBLOCK.format.lstrip("<"))
     assert len(codes) == len(fields)
     at = 0
     for row, code in zip(fields, codes, strict=True):

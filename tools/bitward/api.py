@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
+from bitward_agent.durable import make_empty, remove
 from bitward_agent.errors import BitwardError, InputError, WriteError
 from bitward_agent.findings import (
     DiffReport,
@@ -31,7 +32,7 @@ from bitward_agent.findings import (
     Verdict,
     VerifyReport,
 )
-from bitward_agent.io import make_empty, remove, resolve
+from bitward_agent.io import resolve
 from bitward_agent.units import Member, list_unit
 from bitward_agent.verify import FlipBudget, verify_file
 from bitward_formats.errors import FormatError

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitward.targets import PathLike, folder_of, lone_member
+from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, UntrustedError
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
-from bitward_agent.io import journal_path, make_folder, resolve
+from bitward_agent.io import journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.units import Member, index_path, is_ours, list_unit, sidecar_base, write_index
 from bitward_agent.verify import verify_file

@@ -25,7 +25,7 @@ class LocalSource:
         if os.path.isdir(real):
             inside = [relative] if relative else []
             tried = [os.path.join(real, name) for name in [*inside, os.path.basename(target)]]
-            found = [one for one in tried if os.path.isfile(one) and not os.path.islink(one)] or [one for one in tried if os.path.isfile(one)]
+            found = [one for one in tried if os.path.isfile(one)]
             if not found:
                 raise InputError(f"{path}: no {relative or os.path.basename(target)} in it")
             real = resolve(found[0])
