@@ -68,7 +68,7 @@ class DamageDescriber:
 
     def __init__(self, pair: OpenPair, budget: FlipBudget) -> None:
         self._pair, self._budget = pair, budget
-        self._reader = UncachedReader(pair.file.path)
+        self._reader = UncachedReader(pair.file.fd)
         self._leaf = leaf_function(pair.sidecar.superblock.leaf_hash)
         self._checks_left = _MEDIUM_CHECKS_LIMIT
 

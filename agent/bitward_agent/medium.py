@@ -16,10 +16,11 @@ DISK, MEMORY, UNKNOWN = "disk", "memory", "unknown"
 class UncachedReader:
     """Reads a file with O_DIRECT; ``read`` gives ``None`` where file system or kernel will not."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, fd: int) -> None:
+        """``fd`` is open on the file; a second descriptor of the very same file is opened through it, not by its name."""
         self._fd = -1
         with contextlib.suppress(OSError, AttributeError):
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def close(self) -> None:
         if self._fd >= 0:

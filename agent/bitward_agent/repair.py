@@ -273,7 +273,7 @@ class _Repair:
 
     def _read_back(self, target: OpenFile, fixes: Sequence[Fix]) -> None:
         """Compare what the disk now holds with what was written, around the page cache where that can be."""
-        reader = UncachedReader(self.path)
+        reader = UncachedReader(target.fd)
         try:
             for fix in fixes:
                 block = fix.block

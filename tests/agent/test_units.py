@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bitward
+from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode, SidecarState, Verdict
 from checkpoints import many_dtypes, safetensors_bytes
 
@@ -161,3 +162,14 @@ def test_an_expected_digest_is_held_to(unit: Path) -> None:
     wrong = bitward.protect(path, expect="sha256:" + "0" * 64)
     assert wrong.exit_code == ExitCode.NOT_REPAIRABLE
     assert bitward.verify(path).files[0].origin == "trusted"
+
+
+def test_sidecars_of_two_files_do_not_take_each_others_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.bin").write_bytes(name.encode() * 1000)
+    paths = [tmp_path / name / "model.bin" for name in ("a", "b")]
+    with pytest.raises(InputError, match="same name"):
+        bitward.protect(*paths, sidecar_dir=tmp_path / "wards")
+    assert not (tmp_path / "wards").exists()
+    assert bitward.protect(paths[0], paths[0], sidecar_dir=tmp_path / "wards").exit_code == 0

@@ -59,8 +59,10 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
     leaf_function(request.leaf_hash)
     files: list[FileProtection] = []
     units: list[UnitReport] = []
-    for path in paths:
-        target = resolve(os.fspath(path))
+    real = list(dict.fromkeys(resolve(os.fspath(path)) for path in paths))
+    if where is not None and len({os.path.basename(path) for path in real}) < len(real):
+        raise InputError("--sidecar-dir: two paths have the same name, and so would their sidecars; protect them into different folders")
+    for target in real:
         if not os.path.isdir(target):
             if is_ours(target):
                 raise InputError(f"{target}: belongs to Bitward itself; name the file that it is about")
