@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
 
 Bytes = npt.NDArray[np.uint8]
-_FEEDBACK_PLANES = (2, 3, 4)  # 0x11d without x^8 and 1: where the bit that leaves at the top comes back in besides plane 0
+_FEEDBACK_PLANES = slice(2, 5)  # 0x11d without x^8 and 1: where the bit that leaves at the top comes back in besides plane 0
 
 
 def word_dtype(row_bytes: int) -> np.dtype[Any]:
@@ -45,7 +45,10 @@ class StripeAccumulator:
         self._positions = np.zeros(stripe_count, np.int64)
 
     def add(self, position: int, first_stripe: int, slots: Bytes) -> None:
-        """Add the slots at ``position`` of stripes ``first_stripe …``: (stripes, slot_bytes) u8."""
+        """Add the slots at ``position`` of stripes ``first_stripe …``: (stripes, slot_bytes) u8, which this uses up.
+
+        What the multiplication of Q feeds back goes into the slots on their way to Q: they are in the cache, Q is not.
+        """
         stripes = slice(first_stripe, first_stripe + slots.shape[0])
         if (self._positions[stripes] != position).any():
             raise ValueError(f"slots of position {position} out of turn")
@@ -56,10 +59,8 @@ class StripeAccumulator:
         planes, q = as_planes(slots, self._row_bytes), self._q_planes[stripes]
         base = -position % ROWS_PER_SYMBOL  # plane b of the symbols lies at (b + base) mod 8
         if position:
-            top = q[:, :, base]
-            for plane in _FEEDBACK_PLANES:
-                target = q[:, :, (plane + base) % ROWS_PER_SYMBOL]
-                np.bitwise_xor(target, top, out=target)
+            fed = planes[:, :, _FEEDBACK_PLANES]
+            np.bitwise_xor(fed, q[:, :, base, None], out=fed)
         upper, lower = q[:, :, base:], q[:, :, :base]
         np.bitwise_xor(upper, planes[:, :, : ROWS_PER_SYMBOL - base], out=upper)
         if base:
@@ -69,9 +70,12 @@ class StripeAccumulator:
         """(P, Q), each (stripes, slot_bytes) u8."""
         turned = np.empty_like(self._q)
         planes = as_planes(turned, self._row_bytes)
-        for base in range(ROWS_PER_SYMBOL):
-            chosen = (-(self._positions - 1) % ROWS_PER_SYMBOL == base).nonzero()[0]
-            planes[chosen] = np.roll(self._q_planes[chosen], -base, axis=2)
+        for slot_count in np.unique(self._positions):  # two values at the most: stripes of a zone differ in length by one
+            chosen = (self._positions == slot_count).nonzero()[0]
+            stripes = slice(chosen[0], chosen[-1] + 1)
+            base = -(slot_count - 1) % ROWS_PER_SYMBOL
+            planes[stripes, :, : ROWS_PER_SYMBOL - base] = self._q_planes[stripes, :, base:]
+            planes[stripes, :, ROWS_PER_SYMBOL - base :] = self._q_planes[stripes, :, :base]
         return self._p, turned
 
 

@@ -62,7 +62,7 @@ def test_stripe_parity(record_bytes: int, count: int) -> None:
     slots = np.random.default_rng(count).integers(0, 256, (count, 2, code.slot_bytes), dtype=np.uint8)
     accumulator = StripeAccumulator(code, 2)
     for position in range(count):
-        accumulator.add(position, 0, slots[position])
+        accumulator.add(position, 0, slots[position].copy())
     p, q = accumulator.result()
     for stripe in range(2):
         expected = parities([slots[position, stripe].tobytes() for position in range(count)], code.row_bytes)
