@@ -34,8 +34,8 @@ def make_folder(path: str, disk: Disk = DISK) -> None:
         raise WriteError(f"{path}: cannot make this folder: {reason(error)}") from error
 
 
-def make_empty(path: str, disk: Disk = DISK) -> None:
-    """Make an empty file, and the folders above it if they are missing.
+def make_empty(path: str, disk: Disk = DISK, *, mode: int = 0o644) -> None:
+    """Make an empty file of that ``mode``, and the folders above it if they are missing.
 
     Raises:
         WriteError: something is there already, or it cannot be made.
@@ -45,7 +45,7 @@ def make_empty(path: str, disk: Disk = DISK) -> None:
     try:
         folder_fd = open_folder(folder, disk)
         try:
-            disk.close(disk.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder_fd))
+            disk.close(disk.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder_fd))
         finally:
             disk.close(folder_fd)
     except OSError as error:
@@ -71,10 +71,11 @@ def remove(path: str, disk: Disk = DISK) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str, disk: Disk = DISK) -> Iterator[OpenFile]:
+def atomic_file(path: str, disk: Disk = DISK, *, mode: int = 0o644) -> Iterator[OpenFile]:
     """A file that appears under ``path`` whole or not at all: temporary file, sync, rename, sync of the folder.
 
-    The temporary file is locked, so that two writers do not mix, and one that a crash left behind is taken over.
+    The temporary file is locked, so that two writers do not mix, and one that a crash left behind is taken over. Parity and journals hold
+    bytes of the file they are about: give its ``mode``, so that they are not open to more people than it is.
 
     Raises:
         BusyError: another process is writing the same file.
@@ -90,6 +91,7 @@ def atomic_file(path: str, disk: Disk = DISK) -> Iterator[OpenFile]:
         with _temporary_file(path, temporary, folder_fd, disk) as file:
             try:
                 disk.truncate(file.fd, 0)
+                disk.set_mode(file.fd, mode)
                 yield file
                 disk.sync(file.fd)
                 disk.replace(temporary, name, dir_fd=folder_fd)
@@ -109,7 +111,7 @@ def _temporary_file(path: str, temporary: str, folder_fd: int, disk: Disk) -> Op
     beside = os.path.join(os.path.dirname(path), temporary)
     while True:
         try:
-            fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
+            fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=folder_fd)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise WriteError(f"{beside}: is in the way and not Bitward's own: remove it") from error

@@ -32,7 +32,7 @@ from bitward_formats.stripes import StripeAccumulator
 Bytes = npt.NDArray[np.uint8]
 
 _BATCH_SLOTS = 64
-"""Slots that are read and coded at once, 4 MiB: more, smaller batches cost more in calls than they save in the cache (measured for 8 to 64)."""
+"""Slots that are read and coded at once, 4 MiB: smaller batches cost more in calls than they save in the cache (measured from 8 on)."""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from bitward_formats.pages import PAGE_BYTES, Section, mend_flip
 from bitward_formats.sidecar import metadata_pages
 
 _COPY_PAGES = 256
+_SEARCHED_PAGES_LIMIT = 64
+"""Pages on which the search for a flipped bit, 20 ms each, is spent."""
 
 
 def heal_sidecar(
@@ -44,9 +46,9 @@ def heal_sidecar(
 def _mend(pair: OpenPair, disk: Disk) -> int:
     """Rewrite the sidecar with its metadata whole and single flips in parity pages undone; returns the pages still bad."""
     sidecar, plan = pair.sidecar, pair.sidecar.plan
-    lost, left = set(pair.lost), 0
+    lost, left, searched = set(pair.lost), 0, 0
     sections = {page: section for section, _, first, count in plan.sections() for page in range(first, first + count) if page in lost}
-    with atomic_file(pair.ward.path, disk) as target:
+    with atomic_file(pair.ward.path, disk, mode=pair.file.access_mode()) as target:
         for at in range(0, plan.total_pages, _COPY_PAGES):
             count = min(_COPY_PAGES, plan.total_pages - at)
             data = pair.ward.read(at * PAGE_BYTES, count * PAGE_BYTES)
@@ -57,7 +59,9 @@ def _mend(pair: OpenPair, disk: Disk) -> int:
             section = sections.get(page)
             if section not in (Section.P, Section.INNER, Section.Q):
                 continue
-            mended = mend_flip(pair.ward.read(page * PAGE_BYTES, PAGE_BYTES), section, 0, page, sidecar.superblock.salt)
+            searched += 1
+            page_now = pair.ward.read(page * PAGE_BYTES, PAGE_BYTES)
+            mended = mend_flip(page_now, section, 0, page, sidecar.superblock.salt) if searched <= _SEARCHED_PAGES_LIMIT else None
             if mended is None:
                 left += 1
             else:

@@ -52,6 +52,9 @@ class Disk:
     def replace(self, source: str, target: str, *, dir_fd: int | None = None) -> None:
         os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
+    def set_mode(self, fd: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+
     def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         os.unlink(path, dir_fd=dir_fd)
 
@@ -165,6 +168,10 @@ class OpenFile:
         if self.fd >= 0:
             self.disk.close(self.fd)
             self.fd = -1
+
+    def access_mode(self) -> int:
+        """Who may read and write it: what holds copies of its bytes must not be open to more."""
+        return stat.S_IMODE(self.disk.stat(self.fd).st_mode) & 0o666
 
     def state(self) -> FileState:
         """The file's state now."""

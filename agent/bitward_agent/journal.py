@@ -16,31 +16,45 @@ import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bitward_agent.durable import atomic_file, remove
 from bitward_agent.errors import JournalError, WriteError
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, open_folder, reason
 
-MAGIC = b"BWUNDO1\n"
+MAGIC = b"BWUNDO2\n"
 JOURNAL_LIMIT_BYTES = 96 << 20
 """More than any repair writes at once; what is longer is not read."""
 
 _HEAD = struct.Struct("<8sQqQQQI")
-_ENTRY = struct.Struct("<QI")
+_ENTRY = struct.Struct("<QII")
+_CHECK_BYTES = 8
+_SECTOR_BYTES = 512
+"""What a disk writes whole or not at all."""
 _DIGEST_BYTES = 32
 _FILE_LIMIT_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class UndoEntry:
-    """``before``: what the file held at ``offset``."""
+    """``before``: what the file held at ``offset``; ``after_checks``: an 8-byte check of each sector of what is to be written there."""
 
     offset: int
     before: bytes | memoryview
+    after_checks: bytes = b""
 
     @property
     def end(self) -> int:
         return self.offset + len(self.before)
+
+    def foreign_sectors(self, now: bytes) -> int:
+        """How many sectors of what the file holds now are neither as before nor as they were to become: somebody else wrote them."""
+        checks = [self.after_checks[at : at + _CHECK_BYTES] for at in range(0, len(self.after_checks), _CHECK_BYTES)]
+        count = 0
+        for (low, high), check in zip(sectors(self.offset, len(now)), checks, strict=False):
+            part = now[low:high]
+            count += part != self.before[low:high] and sector_check(part) != check
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +65,31 @@ class UndoJournal:
     entries: tuple[UndoEntry, ...]
 
 
-def write_journal(path: str, state: FileState, entries: Sequence[UndoEntry], disk: Disk = DISK) -> None:
-    """Make the journal durable under ``path``.
+def sectors(offset: int, length: int) -> list[tuple[int, int]]:
+    """The parts of ``length`` bytes at ``offset`` of a file that lie in one sector each, as ranges from 0."""
+    cuts = [0, *range(_SECTOR_BYTES - offset % _SECTOR_BYTES, length, _SECTOR_BYTES), length]
+    return [(low, high) for low, high in pairwise(cuts) if low < high]
+
+
+def sector_check(part: bytes) -> bytes:
+    """The check of one sector's part."""
+    return hashlib.blake2b(part, digest_size=_CHECK_BYTES).digest()
+
+
+def entry_for(offset: int, before: bytes, after: bytes) -> UndoEntry:
+    """The entry for a write of ``after`` over ``before``, which is shorter where the file ends."""
+    return UndoEntry(offset, before, b"".join(sector_check(after[low:high]) for low, high in sectors(offset, len(after))))
+
+
+def write_journal(path: str, state: FileState, entries: Sequence[UndoEntry], disk: Disk = DISK, *, mode: int) -> None:
+    """Make the journal durable under ``path``, open to those to whom the file is (``mode``).
 
     Raises:
         WriteError: no space or no permission; the file has not been touched.
     """
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     at = 0
-    with atomic_file(path, disk) as target:
+    with atomic_file(path, disk, mode=mode) as target:
 
         def put(data: bytes) -> None:
             nonlocal at
@@ -69,7 +99,7 @@ def write_journal(path: str, state: FileState, entries: Sequence[UndoEntry], dis
 
         put(_HEAD.pack(MAGIC, state.size, state.mtime_ns, state.device, state.inode, sum(len(one.before) for one in entries), len(entries)))
         for entry in entries:
-            put(_ENTRY.pack(entry.offset, len(entry.before)) + entry.before)
+            put(_ENTRY.pack(entry.offset, len(entry.before), len(entry.after_checks)) + entry.before + entry.after_checks)
         target.write_all(digest.digest(), at)
 
 
@@ -94,10 +124,10 @@ def read_journal(path: str, disk: Disk = DISK) -> UndoJournal | None:
     entries, at = [], _HEAD.size
     try:
         for _ in range(count):
-            offset, length = _ENTRY.unpack_from(body, at)
+            offset, length, check_bytes = _ENTRY.unpack_from(body, at)
             at += _ENTRY.size
-            entries.append(UndoEntry(offset, body[at : at + length]))
-            at += length
+            entries.append(UndoEntry(offset, body[at : at + length], bytes(body[at + length : at + length + check_bytes])))
+            at += length + check_bytes
     except struct.error:
         at = -1
     if at != len(body) or file_size > _FILE_LIMIT_BYTES or any(entry.before and entry.end > file_size for entry in entries):
@@ -141,7 +171,7 @@ def log_path(sidecar: str) -> str:
     return sidecar + "-log"
 
 
-def append_log(path: str, record: dict[str, object], disk: Disk = DISK) -> None:
+def append_log(path: str, record: dict[str, object], disk: Disk = DISK, *, mode: int) -> None:
     """Add a line to the log of repairs and make it durable.
 
     Raises:
@@ -152,7 +182,7 @@ def append_log(path: str, record: dict[str, object], disk: Disk = DISK) -> None:
     with contextlib.ExitStack() as stack:
         folder_fd = open_folder(folder, disk)
         stack.callback(disk.close, folder_fd)
-        fd = disk.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=folder_fd)
+        fd = disk.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=folder_fd)
         stack.callback(disk.close, fd)
         found = disk.stat(fd)
         if not stat.S_ISREG(found.st_mode):

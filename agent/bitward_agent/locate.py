@@ -78,13 +78,12 @@ class Locator:
         for zone, stripe, members in self.by_stripe(bad_blocks):
             patients = [self._admit(zone, block, position, at, unreadable) for block, position, at in members]
             inner_step(patients, self.groups, self.is_leaf)
+            decode_inner_alone(patients, self.groups, self.is_leaf)
             decoder = None
-            if not all(patient.solved for patient in patients) and not is_hopeless(patients, self.groups):
-                if zone.code_class.has_parity:
-                    decoder = StripeDecoder(patients, self._syndrome(zone, stripe, patients), self.groups, self.is_leaf)
-                    decoder.run()
-                else:
-                    decode_inner_alone(patients, self.groups, self.is_leaf)
+            unsolved = not all(patient.solved for patient in patients)
+            if unsolved and zone.code_class.has_parity and not is_hopeless(patients, self.groups):
+                decoder = StripeDecoder(patients, self._syndrome(zone, stripe, patients), self.groups, self.is_leaf)
+                decoder.run()
             yield [self._outcome(patient, decoder) for patient in patients]
 
     def _outcome(self, patient: Patient, decoder: StripeDecoder | None) -> Outcome:

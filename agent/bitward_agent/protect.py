@@ -118,7 +118,7 @@ def protect_file(
         check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if protection.check_sha256 else None
         layout = protection.layout or layout_of(file.read, before.size, path)
         plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
-        with atomic_file(sidecar, disk) as target:
+        with atomic_file(sidecar, disk, mode=file.access_mode()) as target:
             superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)
             if protection.root not in (None, superblock.root):
                 raise BusyError(f"{path}: is no longer what its sidecar vouches for: repair it again")

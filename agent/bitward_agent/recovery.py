@@ -32,11 +32,26 @@ def recover(path: str, pair: OpenPair, disk: Disk = DISK) -> str:
             # A device's number may be another after a restart; the inode says which file it is.
             if file.state().inode != kept.state.inode:
                 message = "dropped the undo journal of another file that had this name"
+            elif _is_stale(pair, kept):
+                message = "dropped the undo journal of an interrupted repair: the file was written to since"
             else:
                 undo(file, _still_wrong(pair, kept))
-                message = "undid a repair that was interrupted"
+                message = "finished off a repair that was interrupted"
     drop_journal(journal, disk)
     return message
+
+
+def _is_stale(pair: OpenPair, journal: UndoJournal) -> bool:
+    """Whether somebody else wrote to the file since the journal was made: then its old bytes belong nowhere.
+
+    A write that a crash tore leaves every sector old or new, but for one in which it may have been torn.
+    """
+    size = pair.file.state().size
+    return any(
+        entry.after_checks and entry.foreign_sectors(pair.file.read(entry.offset, min(len(entry.before), size - entry.offset))) > 1
+        for entry in journal.entries
+        if entry.offset < size
+    )
 
 
 def _still_wrong(pair: OpenPair, journal: UndoJournal) -> UndoJournal:

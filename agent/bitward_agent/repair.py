@@ -31,6 +31,7 @@ from bitward_agent.journal import (
     UndoEntry,
     append_log,
     drop_journal,
+    entry_for,
     log_path,
     read_journal,
     restore_mtime,
@@ -160,8 +161,6 @@ class _Repair:
         self.notes = [recovered] if recovered else []
         self.locator = Locator(pair.file, pair.ward, pair.sidecar)
         self.excess = pair.excess_bytes
-        if self.excess:
-            self.notes.append(f"{self.excess} bytes too many at the file's end {'would be' if request.dry_run else 'were'} cut off")
 
     def run(self) -> FileRepair:
         pair, request = self.pair, self.request
@@ -172,6 +171,8 @@ class _Repair:
         if self._must_not_touch(tally, result):
             self.notes.append("rewritten since it was protected: nothing was written; if that was meant, protect it again")
             return self._report(Verdict.CHANGED, tally, 0, ExitCode.CHANGED)
+        if self.excess:
+            self.notes.append(f"{self.excess} bytes too many at the file's end {'would be' if request.dry_run else 'are'} cut off")
         if request.dry_run:
             return self._dry_report(tally)
         repaired = 0
@@ -194,6 +195,8 @@ class _Repair:
         """Whether the file was rewritten. A reference that has every bad block, or best effort with most blocks solved, overrules that."""
         if not is_rewrite(self.pair, result, tally.differences):
             return False
+        if not result.bad_blocks:
+            return True  # it only grew at its end
         if self.request.sources and not tally.unsolved:
             return False
         return not (self.request.best_effort and tally.solved >= tally.unsolved)
@@ -234,7 +237,8 @@ class _Repair:
                 repaired += self._commit(target, batch, last=True)
             else:
                 repaired = self._commit(target, tally.fixes, last=True)
-            if repaired == len(result.bad_blocks):
+            if repaired == len(result.bad_blocks) or not is_rewrite(self.pair, result, tally.differences):
+                # What was judged damage stays damage: the part that could not be repaired must not look like a new version next time.
                 if restore_mtime(target, self.pair.sidecar.superblock.mtime_ns):
                     self.disk.sync(target.fd)
                 else:
@@ -248,7 +252,9 @@ class _Repair:
         recorded = self.pair.sidecar.superblock.file_bytes
         state = replace(target.state(), mtime_ns=self.pair.state.mtime_ns)
         cut = last and state.size > recorded
-        entries = [UndoEntry(fix.block.offset, fix.before.tobytes()[: max(0, state.size - fix.block.offset)]) for fix in fixes]
+        entries = [
+            entry_for(fix.block.offset, fix.before.tobytes()[: max(0, state.size - fix.block.offset)], fix.after.tobytes()) for fix in fixes
+        ]
         if cut:
             if self.excess > _BATCH_BYTES:
                 told = f"has {self.excess} bytes too many, more than is kept for undoing: cut it to {recorded} bytes, then repair it"
@@ -256,7 +262,7 @@ class _Repair:
             entries.append(UndoEntry(recorded, self.pair.file.read(recorded, self.excess)))
         if not entries:
             return 0
-        write_journal(journal, state, entries, self.disk)
+        write_journal(journal, state, entries, self.disk, mode=target.access_mode())
         try:
             for fix in fixes:
                 target.write_all(memoryview(fix.after.tobytes()), fix.block.offset)
@@ -305,7 +311,7 @@ class _Repair:
             "writes": [asdict(write) for write in tally.writes[:FLIPS_LISTED_LIMIT]],
         }
         try:
-            append_log(log_path(self.pair.ward.path), record, self.disk)
+            append_log(log_path(self.pair.ward.path), record, self.disk, mode=self.pair.file.access_mode())
         except (WriteError, OSError) as error:
             self.notes.append(f"the repair could not be logged: {error}")
 

@@ -151,7 +151,7 @@ def verify_file(
             told = "the file was replaced or removed while it was read: verify it again"
             return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
         return verdict
-    except UnreadableError as error:
+    except (BitwardError, FormatError) as error:
         return unverifiable(path, pair.state.size, pair.sidecar_report(), str(error))
     finally:
         pair.close()

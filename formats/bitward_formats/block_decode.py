@@ -91,8 +91,8 @@ def is_hopeless(patients: Sequence[Patient], groups: LaneGroups) -> bool:
     open_patients = [patient for patient in patients if not patient.solved and patient.block.is_full]
     lost = {patient.position for patient in open_patients if patient.unreadable is not None and patient.unreadable.all()}
     for batch in batches([patient for patient in open_patients if patient.position not in lost]):
-        found = batch_syndromes(batch, groups)
-        share = np.mean([group.bursts().mean(axis=1) for group in found if group.lanes.any()], axis=0)
+        shares = [group.bursts().mean(axis=1) for group in batch_syndromes(batch, groups) if group.lanes.any()]
+        share = np.mean(shares, axis=0) if shares else np.zeros(len(batch))
         lost |= {patient.position for patient, part in zip(batch, share, strict=True) if part > _NOISE_SHARE}
     return len(lost) > 2
 

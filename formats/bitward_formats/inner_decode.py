@@ -70,6 +70,11 @@ class GroupSyndrome:
     record_count: int
 
     @property
+    def cell_stride(self) -> int:
+        """Records of a cell, or of the block where that is less."""
+        return min(1 << self.cell_log2, self.record_count)
+
+    @property
     def nonzero(self) -> npt.NDArray[np.bool_]:
         return np.asarray(self.total | (self.index != 0))
 
@@ -134,7 +139,7 @@ def doubt_masks(found: list[GroupSyndrome], length: int, *, bursts_only: bool = 
         if not doubtful.any():
             continue
         cell_masks = np.packbits(doubtful, axis=-1, bitorder="little")
-        cells = np.repeat(cell_masks, 1 << group.cell_log2, axis=1)[:, : group.record_count]
+        cells = np.repeat(cell_masks, group.cell_stride, axis=1)[:, : group.record_count]
         masks |= cells.reshape(blocks, length)
     return masks
 

@@ -95,7 +95,13 @@ def _any_cells(data: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
 def padded_parity(blocks: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
     """Parity of equally long blocks: (blocks, length) u8 -> (blocks, cells, m + 1, R) u8. ``length`` is a multiple of R."""
     count, length = blocks.shape
-    cells = cell_count(length // record_bytes, cell_log2)
+    records = length // record_bytes
+    needed_log2 = min(cell_log2, max(records - 1, 0).bit_length())
+    if needed_log2 < cell_log2:  # one short cell: its higher parity records are zero, and padding it to its full size would cost memory
+        parity = np.zeros((count, 1, cell_log2 + 1, record_bytes), np.uint8)
+        parity[:, :, : needed_log2 + 1] = padded_parity(blocks, record_bytes, needed_log2)
+        return parity
+    cells = cell_count(records, cell_log2)
     cell_bytes = record_bytes << cell_log2
     if cells * cell_bytes != length:
         padded = np.zeros((count, cells * cell_bytes), np.uint8)
@@ -110,14 +116,15 @@ def padded_parity(blocks: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
 def widen(parity: Bytes, cell_log2: int) -> Bytes:
     """Padded parity of cells of 2^cell_log2 records from that of smaller cells."""
     blocks, small_cells, small_records, record_bytes = parity.shape
-    extra = cell_log2 - (small_records - 1)
+    # Cells beyond what the small ones can fill keep no parity: their records stay zero, and are not worked out.
+    extra = min(cell_log2 - (small_records - 1), (small_cells - 1).bit_length())
     cells = -(-small_cells >> extra)
     if cells << extra != small_cells:
         filled = np.zeros((blocks, cells << extra, small_records, record_bytes), np.uint8)
         filled[:, :small_cells] = parity
         parity = filled
     grouped = parity.reshape(blocks * cells, 1 << extra, small_records, record_bytes)
-    wide = np.empty((blocks * cells, cell_log2 + 1, record_bytes), np.uint8)
+    wide = np.zeros((blocks * cells, cell_log2 + 1, record_bytes), np.uint8)
     wide[:, :small_records] = np.bitwise_xor.reduce(grouped, axis=1)
     for index, subset in enumerate(_fold(np.ascontiguousarray(grouped[:, :, 0].transpose(1, 0, 2)), extra)[1:]):
         wide[:, small_records + index] = subset

@@ -257,7 +257,7 @@ def agreed_data(decoder: StripeDecoder, patient: Patient) -> Bytes:
         if not final.known[0]:
             wrong |= final.lanes
         cells = np.packbits(wrong, axis=-1, bitorder="little")
-        unsettled |= np.repeat(cells, 1 << final.cell_log2, axis=0)[: final.record_count].reshape(-1)[: patient.block.length]
+        unsettled |= np.repeat(cells, final.cell_stride, axis=0)[: final.record_count].reshape(-1)[: patient.block.length]
     assert unsettled.size == patient.block.length // kind.record_bytes * kind.record_bytes
     syndrome = decoder.syndrome
     wrong_symbols = ((syndrome.p != 0) & syndrome.p_known) | ((syndrome.q != 0) & syndrome.q_known) | decoder.guessed

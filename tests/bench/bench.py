@@ -31,7 +31,7 @@ HIDDEN, QUICK_HIDDEN = 1024, 512
 LAYERS = (1, 7, 31, 127)
 """64 MiB, 256 MiB, 1 GiB and 4 GiB of weights, a fourth of it in quick runs of half the hidden size (which also stop one size earlier)."""
 SIDE, LARGE = 1, 2
-"""Which of the sizes is measured side by side with all tools, and which against par2's create alone."""
+"""Which of the sizes is measured side by side with all tools, and from which on against par2's create alone."""
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +73,7 @@ def measure_side(folder: Path, results: Results, count: int, hidden: int) -> Non
 
 
 def measure_growth(folder: Path, results: Results, count: int, hidden: int, layers: tuple[int, ...]) -> None:
-    """protect and verify at each size; par2's create beside it at one, repair at the largest."""
+    """protect and verify at each size; par2's create beside it at the large ones, repair at the largest."""
     sizes = [32 * hidden * hidden * (number + 1) for number in layers]
     fitting = sum(fits(folder, size) for size in sizes)
     results.left_out += [f"{size / 1e9:.1f} GB: too little memory or disk" for size in sizes[fitting:]]
@@ -83,9 +83,8 @@ def measure_growth(folder: Path, results: Results, count: int, hidden: int, laye
             tell(f"growth, {expected / 1e6:,.0f} MB")
             size = rounds.build(path, hidden, number, SEED + index)
             runs = rounds.plain(path, count)
-            if index == LARGE:
-                results.large_bytes = size
-                results.large = rounds.protect_against_par2(path, find_peers(), count)
+            if index >= LARGE:
+                results.large.append((size, rounds.protect_against_par2(path, find_peers(), count)))
             if index == fitting - 1:
                 runs |= rounds.repair(path, SEED, count)
             results.growth.append((size, runs))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
 from bitward_agent.durable import make_empty, remove
-from bitward_agent.errors import BitwardError, InputError, WriteError
+from bitward_agent.errors import BitwardError, InputError, UnreadableError, WriteError
 from bitward_agent.findings import (
     DiffReport,
     ExitCode,
@@ -197,8 +197,8 @@ def _make_room(member: Member) -> bool:
     try:
         if not os.path.lexists(member.sidecar):
             return False
-        make_empty(member.path)
-    except WriteError:
+        make_empty(member.path, mode=os.stat(member.sidecar).st_mode & 0o666)
+    except (WriteError, OSError):
         return False  # the repair, which cannot open it either, says why
     return True
 
@@ -269,8 +269,11 @@ def diff(
     pairs: list[tuple[str, str]] = [(first, second)]
     differences: list[TensorDifference] = []
     if os.path.isdir(first):
-        left = {member.relative: member.path for member in list_unit(first).members}
-        right = {member.relative: member.path for member in list_unit(second).members}
+        listings = [list_unit(folder) for folder in (first, second)]
+        for folder, listing in zip((first, second), listings, strict=True):
+            if listing.skipped:
+                raise UnreadableError(f"{folder}: holds {listing.skipped[0]}, which is not compared; compare what its links point to")
+        left, right = ({member.relative: member.path for member in listing.members} for listing in listings)
         pairs = [(left[name], right[name]) for name in sorted(left.keys() & right.keys())]
         differences += [TensorDifference(name, "only-in-a", 0, 0, None) for name in sorted(left.keys() - right.keys())]
         differences += [TensorDifference(name, "only-in-b", 0, 0, None) for name in sorted(right.keys() - left.keys())]
