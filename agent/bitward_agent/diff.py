@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ from bitward_formats.spans import Layout, Role, Span
 
 Bytes = npt.NDArray[np.uint8]
 _CHUNK_BYTES = 1 << 20
+_NUMPY_TYPES = {
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2",
+    "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +126,19 @@ def _elements_changed(span: Span, left: Bytes, right: Bytes) -> tuple[int, float
         return changed, 0.0
     size = width // 8
     rows = ((left ^ right).reshape(-1, size) != 0).any(axis=1).nonzero()[0]
-    largest = 0.0
-    for row in rows[:4096].tolist():
-        raw = [int.from_bytes(data[row * size : (row + 1) * size].tobytes(), "little") for data in (left, right)]
-        values = [records.decode_element(span.dtype, bits) for bits in raw]
-        if not any(isinstance(value, str) for value in values):
-            largest = max(largest, abs(float(values[1]) - float(values[0])))
-    return int(rows.size), largest
+    values = [_values(span.dtype, data.reshape(-1, size)[rows]) for data in (left, right)]
+    with np.errstate(all="ignore"):
+        changes = np.abs(values[1] - values[0])
+    finite = changes[np.isfinite(changes)]
+    return int(rows.size), float(finite.max(initial=0.0))
+
+
+def _values(dtype: str, elements: Bytes) -> npt.NDArray[np.float64]:
+    """Elements (n, bytes of one) u8 as float64; NaN where an element is no real number."""
+    if dtype in _NUMPY_TYPES:
+        return elements.reshape(-1).view(_NUMPY_TYPES[dtype]).astype(np.float64)
+    if dtype == "BF16":
+        return (elements.reshape(-1).view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    codes, inverse = np.unique(elements, axis=0, return_inverse=True)  # one-byte types have few; the others are rare
+    decoded = [records.decode_element(dtype, int.from_bytes(code.tobytes(), "little")) for code in codes]
+    return np.array([math.nan if isinstance(one, str) else float(one) for one in decoded])[inverse.reshape(-1)]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
+
 from bitward_agent.findings import FileGuarantee, LaneGuarantee
 from bitward_agent.io import DISK, Disk
 from bitward_agent.verify import open_sidecar
 from bitward_formats.digest import LeafHash
-from bitward_formats.geometry import Zone
 from bitward_formats.groups import Selector
-from bitward_formats.packing_sizes import lane_count
+from bitward_formats.packing_sizes import is_all_lanes, lane_count
 from bitward_formats.pages import PAGE_BYTES, pages_for
 from bitward_formats.sidecar import Sidecar
 from bitward_formats.spans import RecordKind, Role
 
+_LOSSES_PER_STRIPE = 2
 _LABELS = {Selector.ALL: "all", Selector.CRITICAL: "critical", Selector.OTHER: "other"}
 
 
@@ -79,26 +81,29 @@ def _guarantees(sidecar: Sidecar) -> tuple[LaneGuarantee, ...]:
 def longest_burst_bytes(sidecar: Sidecar) -> int:
     """The longest run of lost bytes that is sure to come back whole, wherever it begins.
 
-    A burst may take two slots of every stripe. Slots lie in file order, stripe by stripe, but short blocks are packed into slots that may
-    belong to any stripe, so one slot of each stripe is kept back for them; a burst that begins within a block takes one block more than
-    its length says.
+    A burst may take two slots of every stripe. It is found by sliding over the blocks in file order: the shortest run from the last byte of
+    one block to the first of another that touches a third slot of some stripe is one byte too long.
     """
-    if not sidecar.superblock.file_bytes:
-        return 0
-    worst = sidecar.superblock.file_bytes
-    for zone in sidecar.plan.geometry.zones:
-        code = zone.code_class
-        if not code.has_parity or any(byte != 0xFF for byte in code.mask):
-            return 0  # lanes without outer parity do not come back from a lost block
-        worst = min(worst, _zone_burst(zone))
-    return worst
-
-
-def _zone_burst(zone: Zone) -> int:
-    code = zone.code_class
-    packed = zone.first_slot + zone.slot_count > code.full_count or bool(code.packed)
-    slots_to_lose = zone.stripe_count * (1 if packed else 2)
-    lossless_blocks = max(0, slots_to_lose - 1)
-    if code.full_count == 0:
-        return min(code.table.layout.file_bytes, code.slot_bytes) if zone.stripe_count * 2 >= zone.slot_count else 0
-    return lossless_blocks * code.slot_bytes if lossless_blocks else 1
+    geometry, table = sidecar.plan.geometry, sidecar.plan.table
+    longest = sidecar.superblock.file_bytes
+    if any(not zone.code_class.has_parity or not is_all_lanes(zone.code_class.mask) for zone in geometry.zones):
+        return 0  # lanes without outer parity do not come back from a lost block
+    window: deque[tuple[int, tuple[int, int, int]]] = deque()
+    blocks_in_slot: Counter[tuple[int, int, int]] = Counter()
+    slots_in_stripe: Counter[tuple[int, int]] = Counter()
+    for span_index, span in enumerate(table.layout.spans):
+        for index in range(span.block_count):
+            block = table.of_span(span_index, index)
+            zone_index = geometry.zone_index_of(block, span_index)
+            zone = geometry.zones[zone_index]
+            slot = zone.code_class.place(block, span_index)[0]
+            place = (zone_index, zone.stripe_of(slot)[0], slot)
+            window.append((block.end, place))
+            blocks_in_slot[place] += 1
+            slots_in_stripe[place[:2]] += blocks_in_slot[place] == 1
+            while slots_in_stripe[place[:2]] > _LOSSES_PER_STRIPE:
+                end, old = window.popleft()
+                longest = min(longest, block.offset - end + 1)
+                blocks_in_slot[old] -= 1
+                slots_in_stripe[old[:2]] -= blocks_in_slot[old] == 0
+    return longest

@@ -73,6 +73,31 @@ def narrow(tmp_path: Path) -> Bench:
     return Bench(tmp_path, checkpoint(1), NARROW)
 
 
+def many_short_tensors(seed: int) -> bytes:
+    """Large tensors between flocks of tensors of 20 to 64 KB, which are packed into slots that other stripes hold."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(10):
+        sizes = [int(rng.integers(2, 9)) * 65536, *(int(size) for size in rng.integers(20_000, 64_000, rng.integers(2, 9)))]
+        for index, size in enumerate(sizes):
+            tensors[f"{layer}.{index}"] = ("U8", (size,), rng.bytes(size))
+    return safetensors_bytes(tensors)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_promised_burst_holds_where_short_blocks_crowd(tmp_path: Path, seed: int) -> None:
+    """Every start at a block's border, where a burst touches most: the worst is tried for real."""
+    bench = Bench(tmp_path, many_short_tensors(seed), (LaneGroup(Selector.ALL, 11, 8 + seed),))
+    length = explain_file(str(bench.file), str(bench.ward)).longest_burst_bytes
+    ward, sidecar, _ = open_sidecar(str(bench.ward))
+    ward.close()
+    rng = random.Random(seed)
+    ends = [block.end - 1 for block in sidecar.plan.table if block.end - 1 + length <= len(bench.clean)]
+    assert length > 0
+    for start in rng.sample(ends, min(12, len(ends))):
+        assert bench.comes_back(bench.clean[:start] + rng.randbytes(length) + bench.clean[start + length :]), start
+
+
 def test_a_burst_as_long_as_promised_comes_back_wherever_it_lies(narrow: Bench) -> None:
     length = explain_file(str(narrow.file), str(narrow.ward)).longest_burst_bytes
     assert length > 65536

@@ -48,7 +48,7 @@ def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Ite
     if not _lacks_sidecar(file):
         yield from own_message(file.message, file.sidecar)
     yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
-    if file.damage or file.damaged_blocks:
+    if file.verdict is not Verdict.CHANGED and (file.damage or file.damaged_blocks):
         unlisted = max(0, file.damaged_blocks - len(file.damage))
         yield from damage_lines(file.damage, budget, style, unlisted=unlisted)
         yield summary(file.damage, file.damaged_blocks)
