@@ -91,7 +91,8 @@ def atomic_file(path: str, disk: Disk = DISK, *, mode: int = 0o644) -> Iterator[
         with _temporary_file(path, temporary, folder_fd, disk) as file:
             try:
                 disk.truncate(file.fd, 0)
-                disk.set_mode(file.fd, mode)
+                with contextlib.suppress(OSError):  # some file systems know no modes; the file was made for its owner alone
+                    disk.set_mode(file.fd, mode)
                 yield file
                 disk.sync(file.fd)
                 disk.replace(temporary, name, dir_fd=folder_fd)

@@ -9,7 +9,7 @@ from bitward_agent.findings import Damage, Flip, Progress, ProgressSink, Verdict
 from bitward_agent.flips import count_flips, list_flips
 from bitward_agent.locate import Locator, Outcome
 from bitward_agent.medium import UNKNOWN, UncachedReader, medium_of
-from bitward_agent.rewrite import Differences, is_rewrite, present_blocks_match
+from bitward_agent.rewrite import Differences, is_rewrite
 from bitward_agent.scan import ScanResult
 from bitward_agent.verify import FlipBudget, OpenPair
 from bitward_formats.digest import leaf_function
@@ -34,17 +34,16 @@ def judge(
     differences = Differences()
     describe = DamageDescriber(pair, budget)
     try:
-        stoppable = pair.modified and not present_blocks_match(pair, result)
         for outcome in _flat(Locator(pair.file, pair.ward, pair.sidecar), result):
             differences.add(outcome, pair.state.size)
-            if stoppable and differences.unsolved:
-                break
+            if differences.unsolved and is_rewrite(pair, differences):
+                break  # one such block decides; the others need not be decoded
             damage.append(describe(outcome))
             if progress:
                 progress(Progress("locate", pair.file.path, len(damage) * BLOCK_LIMIT_BYTES, len(result.bad_blocks) * BLOCK_LIMIT_BYTES))
     finally:
         describe.close()
-    if is_rewrite(pair, result, differences):
+    if is_rewrite(pair, differences):
         note = f"rewritten since it was protected: {len(result.bad_blocks)} blocks differ; if that was meant, protect it again"
         return Judgement(Verdict.CHANGED, (), (note,))
     if excess:

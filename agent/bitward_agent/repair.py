@@ -116,6 +116,26 @@ def repair_file(
     Every failure to read or write comes back as a value: verdict ``unverifiable``, exit code 3, with the reason; the
     file is then as it was, or an undo journal beside the sidecar puts it back at the next repair.
     """
+    done = _repair_once(path, sidecar_path, request, jobs, progress, disk)
+    # Blocks that a source had are known now, and may be what parity lacked to restore the others.
+    while request.sources and done.repaired and done.remaining and not done.dry_run:
+        again = _repair_once(path, sidecar_path, request, jobs, progress, disk)
+        if not again.repaired:
+            break
+        writes = tuple(sorted((*done.writes, *again.writes), key=lambda one: one.offset))
+        done = replace(again, repaired=done.repaired + again.repaired, writes=writes, modified=done.modified)
+    return done
+
+
+def _repair_once(
+    path: str,
+    sidecar_path: str,
+    request: RepairRequest,
+    jobs: int | None,
+    progress: ProgressSink | None,
+    disk: Disk,
+) -> FileRepair:
+    """One round of a repair; see :func:`repair_file`."""
     try:
         pair = open_pair(path, sidecar_path, disk)
     except (BitwardError, OSError) as error:
@@ -193,7 +213,7 @@ class _Repair:
 
     def _must_not_touch(self, tally: _Tally, result: ScanResult) -> bool:
         """Whether the file was rewritten. A reference that has every bad block, or best effort with most blocks solved, overrules that."""
-        if not is_rewrite(self.pair, result, tally.differences):
+        if not is_rewrite(self.pair, tally.differences):
             return False
         if not result.bad_blocks:
             return True  # it only grew at its end
@@ -237,7 +257,7 @@ class _Repair:
                 repaired += self._commit(target, batch, last=True)
             else:
                 repaired = self._commit(target, tally.fixes, last=True)
-            if repaired == len(result.bad_blocks) or not is_rewrite(self.pair, result, tally.differences):
+            if repaired == len(result.bad_blocks) or not is_rewrite(self.pair, tally.differences):
                 # What was judged damage stays damage: the part that could not be repaired must not look like a new version next time.
                 if restore_mtime(target, self.pair.sidecar.superblock.mtime_ns):
                     self.disk.sync(target.fd)

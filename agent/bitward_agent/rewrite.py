@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitward_agent.locate import Outcome
-from bitward_agent.scan import ScanResult
 from bitward_agent.verify import OpenPair
 from bitward_formats.readers.opaque import NAME as OPAQUE
 
@@ -19,18 +18,23 @@ _RESIZED_BITS = 64
 
 @dataclass(slots=True)
 class Differences:
-    """What decoding told of the bad blocks: how many bits differ, over which range, and whether every block was solved."""
+    """What decoding told of the bad blocks: how many bits differ, over which range, and whether every block was solved.
+
+    ``unsolved_present`` counts the unsolved ones that the file has in full; the others lie behind the end of a torn file.
+    """
 
     bits: int = 0
     low: int | None = None
     high: int = 0
     solved: int = 0
     unsolved: int = 0
+    unsolved_present: int = 0
 
     def add(self, outcome: Outcome, size: int) -> None:
         """Take in one bad block of a file of ``size`` bytes; bytes that are missing or unreadable do not count as different."""
         if outcome.correct is None:
             self.unsolved += 1
+            self.unsolved_present += outcome.block.end <= size
             return
         self.solved += 1
         block = outcome.block
@@ -46,13 +50,7 @@ class Differences:
             self.high = max(self.high, block.offset + int(places[-1]) + 1)
 
 
-def present_blocks_match(pair: OpenPair, result: ScanResult) -> bool:
-    """Whether a file that is too short is otherwise the old one: every block that is there in full has its digest."""
-    size, table = pair.state.size, pair.sidecar.plan.table
-    return size < pair.sidecar.superblock.file_bytes and all(table[number].end > size for number in result.bad_blocks)
-
-
-def is_rewrite(pair: OpenPair, result: ScanResult, differences: Differences) -> bool:
+def is_rewrite(pair: OpenPair, differences: Differences) -> bool:
     """Whether the file was rewritten rather than damaged.
 
     Size or time must tell of a writer. Then something beyond the code's reach decides: a rewrite of a large file practically never
@@ -64,9 +62,9 @@ def is_rewrite(pair: OpenPair, result: ScanResult, differences: Differences) -> 
     opaque = pair.sidecar.layout.format_name == OPAQUE
     if pair.excess_bytes > (0 if opaque and pair.has_new_mtime else APPENDED_LIMIT_BYTES):
         return True  # logs and texts grow at their end; a checkpoint does not
-    if differences.unsolved:
-        return not present_blocks_match(pair, result)
     recorded = pair.sidecar.superblock.file_bytes
+    if differences.unsolved:
+        return differences.unsolved_present > 0 or pair.state.size >= recorded
     if pair.state.size != recorded:
         return differences.bits > _RESIZED_BITS
     wide = 2 * (differences.high - (differences.low or 0)) > recorded

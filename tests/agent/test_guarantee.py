@@ -13,6 +13,7 @@ from bitward_agent.explain import explain_file
 from bitward_agent.findings import Verdict
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.local import LocalSource
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.groups import LaneGroup, LaneGroups, Selector
 from checkpoints import safetensors_bytes
@@ -241,3 +242,43 @@ def test_a_small_text_with_new_contents_is_changed(tmp_path: Path) -> None:
     assert verify_file(str(file), str(ward)).verdict is Verdict.CHANGED
     assert repair_file(str(file), str(ward), RepairRequest()).exit_code == 5
     assert file.read_text() == edited
+
+
+def test_what_a_source_has_helps_parity_with_the_rest(narrow: Bench, tmp_path: Path) -> None:
+    """Three lost blocks of one stripe, of which a copy has one: parity does the other two."""
+    ward, sidecar, _ = open_sidecar(str(narrow.ward))
+    ward.close()
+    zone = sidecar.plan.geometry.zones[0]
+    hurt, copy = bytearray(narrow.clean), bytearray(narrow.clean)
+    for position in range(3):
+        for piece in zone.code_class.pieces(zone.slot(0, position)):
+            noise = random.Random(position).randbytes(piece.block.length)
+            hurt[piece.block.offset : piece.block.end] = noise
+            if position:
+                copy[piece.block.offset : piece.block.end] = noise
+    narrow.hurt(bytes(hurt))
+    (tmp_path / "copy").write_bytes(bytes(copy))
+    source = LocalSource(str(tmp_path / "copy"), str(narrow.file))
+    done = repair_file(str(narrow.file), str(narrow.ward), RepairRequest(sources=(source,)))
+    source.close()
+    assert (done.exit_code, done.repaired, done.remaining) == (0, 3, 0)
+    assert {write.source for write in done.writes} == {"parity", str(tmp_path / "copy")}
+    assert narrow.file.read_bytes() == narrow.clean
+
+
+def test_two_flips_of_a_lane_beside_two_lost_blocks(tmp_path: Path) -> None:
+    """The leaf alone decides a pair of flips; that block known, parity has only two left to restore."""
+    bench = Bench(tmp_path, np.random.default_rng(8).bytes(5 * 65536), (LaneGroup(Selector.ALL, 11, 6),))
+    hurt = bytearray(bench.clean)
+    hurt[: 2 * 65536] = random.Random(1).randbytes(2 * 65536)
+    for at in (3 * 65536 + 10, 3 * 65536 + 700):
+        hurt[at] ^= 0x08
+    assert bench.comes_back(bytes(hurt))
+
+
+def test_lanes_without_any_code_are_told_and_do_not_crash(tmp_path: Path) -> None:
+    """On opaque bytes the group of the other lanes is empty: there is nothing but the leaves."""
+    bench = Bench(tmp_path, os.urandom(5 * 65536), (LaneGroup(Selector.OTHER, 11, 0),))
+    bench.hurt(bytes([bench.clean[0] ^ 1]) + bench.clean[1:])
+    assert verify_file(str(bench.file), str(bench.ward)).exit_code == 4
+    assert bench.repair() == 4

@@ -274,9 +274,9 @@ def test_forged_unit_indices(unit: Path, tmp_path: Path) -> None:
 
 
 LINK_EXIT_CODES = {  # of verify, repair, explain, protect
-    "folder": (4, 4, 3, 0),
-    "file": (4, 4, 0, 0),
-    "sidecar": (3, 3, 3, 0),  # protect puts a sidecar in the link's place
+    "folder": (4, 4, 3, 4),
+    "file": (4, 4, 0, 4),
+    "sidecar": (3, 3, 3, 3),
     "journal": (1, 3, 0, 4),
     "log": (1, 0, 0, 4),
     "index": (3, 3, 0, 0),

@@ -173,3 +173,82 @@ def test_sidecars_of_two_files_do_not_take_each_others_place(tmp_path: Path) -> 
         bitward.protect(*paths, sidecar_dir=tmp_path / "wards")
     assert not (tmp_path / "wards").exists()
     assert bitward.protect(paths[0], paths[0], sidecar_dir=tmp_path / "wards").exit_code == 0
+
+
+def test_what_was_trusted_stays_so_and_is_not_replaced_by_other_contents(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "model.bin"
+    path.write_bytes(os.urandom(200_000))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert bitward.protect(path, expect=f"sha256:{digest}").exit_code == 0
+    assert bitward.protect(path, preset="strong").files[0].origin == "trusted"
+    path.write_bytes(os.urandom(300_000))
+    os.utime(path, ns=(1, 1))
+    assert bitward.protect(path).exit_code == ExitCode.CHANGED
+    assert bitward.protect(path, force=True).files[0].origin == "first-seen"
+
+
+def test_a_sidecar_that_cannot_be_used_is_replaced_only_on_demand(unit: Path) -> None:
+    path = unit / "pooling" / "config.json"
+    ward = unit / "pooling" / "config.json.ward"
+    ward.write_bytes(b"not a sidecar" * 1000)
+    assert bitward.protect(path).exit_code == ExitCode.CANNOT_TELL
+    assert bitward.protect(path, force=True).exit_code == 0
+
+
+def test_protecting_a_directory_again_does_not_forget_a_lost_file(unit: Path) -> None:
+    (unit / ".hidden").unlink()
+    report = bitward.protect(unit)
+    assert (report.exit_code, report.units[0].missing) == (ExitCode.NOT_REPAIRABLE, (".hidden",))
+    assert bitward.verify(unit).exit_code == ExitCode.NOT_REPAIRABLE
+    (unit / ".hidden.ward").unlink()
+    assert bitward.protect(unit, force=True).exit_code == 0
+    assert bitward.verify(unit).exit_code == 0
+
+
+def test_a_folder_of_sidecars_keeps_those_of_other_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.bin").write_bytes(os.urandom(300_000))
+    wards = tmp_path / "wards"
+    assert bitward.protect(tmp_path / "a" / "model.bin", sidecar_dir=wards).exit_code == 0
+    assert bitward.protect(tmp_path / "b" / "model.bin", sidecar_dir=wards).exit_code == ExitCode.CHANGED
+    assert bitward.verify(tmp_path / "a" / "model.bin", sidecar_dir=wards).exit_code == 0
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_what_holds_a_files_bytes_is_as_private_as_the_file(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / ".env"
+    path.write_bytes(b"SECRET=" * 100)
+    path.chmod(mode)
+    assert bitward.protect(path).exit_code == 0
+    times = path.stat()
+    path.write_bytes(b"secret=" + b"SECRET=" * 99)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert bitward.repair(path).exit_code == 0
+    for made in (".env.ward", ".env.ward-log"):
+        assert (tmp_path / made).stat().st_mode & 0o777 == mode
+
+
+def test_a_torn_file_stays_damaged_after_a_repair_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(os.urandom(20 * 65536))
+    assert bitward.protect(path).exit_code == 0
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(bytes(data[: 12 * 65536]))
+    for _ in range(2):
+        assert bitward.repair(path).exit_code == ExitCode.NOT_REPAIRABLE
+        assert bitward.verify(path).files[0].verdict is Verdict.DAMAGED
+
+
+def test_a_text_that_grew_is_never_cut(tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    path.write_text("step 1\n" * 1000)
+    assert bitward.protect(path).exit_code == 0
+    path.write_text("step 1\n" * 1000 + "step 2\n")
+    os.utime(path, ns=(1, 1))
+    grown = path.read_text()
+    assert bitward.repair(path, best_effort=True).exit_code == ExitCode.CHANGED
+    assert path.read_text() == grown

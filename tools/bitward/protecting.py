@@ -13,8 +13,8 @@ from bitward_agent.errors import BitwardError, InputError, UnreadableError, Untr
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
 from bitward_agent.io import journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
-from bitward_agent.units import Member, index_path, is_ours, list_unit, sidecar_base, write_index
-from bitward_agent.verify import verify_file
+from bitward_agent.units import Member, index_path, is_ours, list_unit, read_index, sidecar_base, write_index
+from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.spans import Role
@@ -66,7 +66,7 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
         if not os.path.isdir(target):
             if is_ours(target):
                 raise InputError(f"{target}: belongs to Bitward itself; name the file that it is about")
-            files.append(_protect_one(lone_member(target, where), request))
+            files.append(_protect_one(lone_member(target, where), request, shared_folder=where is not None))
             continue
         if request.expected is not None:
             raise InputError("--expect speaks of one file, not of a directory")
@@ -90,6 +90,9 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         return [], replace(report, message=note + ("; name the files that its links point to" if listing.skipped else ""))
     if any(file.exit_code for file in files):
         return files, replace(report, message="not every file could be protected: the directory's index was not written")
+    gone = _gone_since(folder, sidecar_dir, {member.relative for member in listing.members})
+    if gone and not request.force:
+        return files, replace(report, missing=gone, message="files are gone since it was protected; --force makes an index without them")
     entries = [
         UnitEntry(os.fsencode(member.relative), file.bytes, bytes.fromhex(file.root))
         for member, file in zip(listing.members, files, strict=True)
@@ -102,42 +105,80 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
     return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
 
 
-def _damage_already(member: Member, request: Request) -> str:
-    """Why the file must not be blessed as it is: an older sidecar says that it is damaged. Empty if nothing speaks against it."""
+def _gone_since(folder: str, sidecar_dir: str | None, present: set[str]) -> tuple[str, ...]:
+    """Files that an older index of the directory knows and that are no longer there."""
+    index = read_index(index_path(folder, sidecar_dir))
+    if isinstance(index, str):
+        return ()
+    return tuple(sorted({os.fsdecode(entry.path) for entry in index.entries} - present))
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What an older sidecar says: why the file must not be protected as it is, with the exit code, or on whose word it was good."""
+
+    refusal: str = ""
+    exit_code: int = ExitCode.OK
+    origin: str = "first-seen"
+    trusted_sha256: bytes = bytes(32)
+
+
+def _before(member: Member, request: Request, *, shared_folder: bool) -> _Before:
+    """Look at the sidecar that is there, before a new one takes its place.
+
+    Args:
+        shared_folder: sidecars lie in a folder of their own, where one may be that of another file of this name.
+    """
     if request.force or not os.path.lexists(member.sidecar):
-        return ""
+        return _Before()
     if os.path.lexists(journal_path(member.sidecar)):
-        return f"{member.path}: a repair was interrupted: 'bitward repair' finishes it; --force protects the file as it is"
+        told = "a repair was interrupted: 'bitward repair' finishes it; --force protects the file as it is"
+        return _Before(told, ExitCode.NOT_REPAIRABLE)
     found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
-    if found.verdict is not Verdict.DAMAGED:
-        return ""
-    blocks = "1 block differs" if found.damaged_blocks == 1 else f"{found.damaged_blocks} blocks differ"
-    since = "what changed since it was protected looks like damage" if found.modified else "damaged since it was protected"
-    return f"{since}, {blocks}: 'bitward repair' puts it back; --force protects it as it is and gives up the parity that could"
+    match found.verdict:
+        case Verdict.INTACT:
+            ward, sidecar, _ = open_sidecar(member.sidecar)
+            ward.close()
+            return _Before(origin=found.origin, trusted_sha256=sidecar.superblock.trusted_sha256)
+        case Verdict.UNVERIFIABLE:
+            return _Before(f"{found.message}; --force makes a new sidecar in its place", ExitCode.CANNOT_TELL)
+        case Verdict.DAMAGED:
+            blocks = "1 block differs" if found.damaged_blocks == 1 else f"{found.damaged_blocks} blocks differ"
+            since = "what changed since it was protected looks like damage" if found.modified else "damaged since it was protected"
+            rest = "'bitward repair' puts it back; --force protects it as it is and gives up the parity that could"
+            return _Before(f"{since}, {blocks}: {rest}", ExitCode.NOT_REPAIRABLE)
+        case Verdict.CHANGED if found.origin != "first-seen":
+            return _Before(f"changed, though its contents were {found.origin}: --force protects what it is now", ExitCode.CHANGED)
+        case Verdict.CHANGED if shared_folder:
+            told = f"{member.sidecar} is of other contents, or of another file of this name: --force replaces it"
+            return _Before(told, ExitCode.CHANGED)
+    return _Before()
 
 
-def _protect_one(member: Member, request: Request) -> FileProtection:
+def _protection(request: Request, before: _Before) -> Protection:
     expected = request.expected if not request.force else None
-    protection = Protection(
+    return Protection(
         groups=preset_groups(request.preset),
         preset=request.preset,
         leaf_hash=request.leaf_hash,
         protected_ns=time.time_ns(),
-        trusted_sha256=expected or bytes(32),
+        trusted_sha256=before.trusted_sha256 if expected is None else expected,
         check_sha256=expected is not None,
-        origin="first-seen" if expected is None else "trusted",
+        origin=before.origin if expected is None else "trusted",
     )
 
+
+def _protect_one(member: Member, request: Request, *, shared_folder: bool = False) -> FileProtection:
     def own(error: Exception) -> str:
         return str(error).removeprefix(f"{member.path}: ")
 
     failed = FileProtection(member.path, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
     try:
-        refusal = _damage_already(member, request)
-        if refusal:
-            return replace(failed, message=refusal, exit_code=ExitCode.NOT_REPAIRABLE)
+        before = _before(member, request, shared_folder=shared_folder)
+        if before.refusal:
+            return replace(failed, message=before.refusal, exit_code=before.exit_code)
         make_folder(os.path.dirname(member.sidecar))
-        made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
+        made = protect_file(member.path, member.sidecar, _protection(request, before), jobs=request.jobs, progress=request.progress)
     except UntrustedError as error:
         return replace(failed, message=own(error), exit_code=ExitCode.NOT_REPAIRABLE)
     except (BitwardError, FormatError, OSError) as error:
