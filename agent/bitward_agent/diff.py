@@ -32,10 +32,6 @@ class FileDifference:
     differences: tuple[TensorDifference, ...]
     compared_bytes: int
 
-    @property
-    def is_identical(self) -> bool:
-        return not self.differences
-
 
 def _named(layout: Layout) -> dict[tuple[str, str], Span]:
     """Spans by what they are called; opaque ones by their role and place."""

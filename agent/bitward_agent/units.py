@@ -111,7 +111,7 @@ def read_index(path: str, disk: Disk = DISK) -> UnitIndex | str:
 
 def index_damage(path: str, index: UnitIndex, disk: Disk = DISK) -> bool:
     """Whether the index on disk is not exactly what it should be."""
-    whole, _ = build_unit_index(index.entries, index.superblock.protected_ns)
+    whole, _ = build_unit_index(index.entries, like=index.superblock)
     with OpenFile(path, disk=disk) as file:
         return file.read(0, len(whole) + 1) != whole
 
@@ -153,7 +153,8 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
         state, message = SidecarState.DAMAGED, "the directory's index is damaged but still readable: 'bitward repair' heals it"
         if heal:
             try:
-                write_index(path, list(index.entries), index.superblock.protected_ns, disk)
+                with atomic_file(path, disk) as target:
+                    target.write_all(build_unit_index(index.entries, like=index.superblock)[0], 0)
                 state, message = SidecarState.HEALED, "the directory's index was damaged and is whole again"
             except BitwardError as error:
                 message = f"the directory's index is damaged and could not be healed: {error}"

@@ -29,11 +29,6 @@ def cell_count(record_count: int, cell_log2: int) -> int:
     return -(-record_count >> cell_log2)
 
 
-def cell_records(record_count: int, cell_log2: int, cell: int) -> int:
-    """Records in one cell of a block of ``record_count`` records."""
-    return min(1 << cell_log2, record_count - (cell << cell_log2))
-
-
 def _fold(array: npt.NDArray[Any], axis_bits: int) -> list[npt.NDArray[Any]]:
     """XOR subsets along axis 0 (length 2^axis_bits): [total, subset of bit 0, bit 1, …], each without that axis.
 

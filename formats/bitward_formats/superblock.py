@@ -15,11 +15,10 @@ from bitward_formats.errors import (
     LaneGroupError,
     NotASidecarError,
     SidecarError,
-    SidecarLimitError,
     SidecarTooShortError,
     UnsupportedVersionError,
 )
-from bitward_formats.groups import LaneGroup, LaneGroups, Selector, check_groups
+from bitward_formats.groups import GROUP_LIMIT, LaneGroup, LaneGroups, Selector, check_groups
 from bitward_formats.pages import PAGE_BYTES, PAYLOAD_BYTES, Fetch, Section, is_sound, reconcile
 
 T = TypeVar("T")
@@ -57,10 +56,6 @@ class Superblock:
     def origin_label(self) -> str:
         return ORIGINS[self.origin]
 
-    @property
-    def is_trusted(self) -> bool:
-        return any(self.trusted_sha256)
-
 
 def encode_superblock(block: Superblock) -> bytes:
     """The superblock's payload, 4080 bytes."""
@@ -83,11 +78,23 @@ def with_salt(block: Superblock) -> Superblock:
     return replace(block, salt=xxhash.xxh3_64_intdigest(payload, 0))
 
 
+def _decode_groups(table: bytes, count: int) -> LaneGroups:
+    if count > GROUP_LIMIT:
+        raise LaneGroupError(f"{count} lane groups, at most {GROUP_LIMIT} are allowed")
+    groups = []
+    for selector, cell_log2, stripe_slots in struct.iter_unpack("<BBH", table[: 4 * count]):
+        if selector > max(Selector):
+            raise LaneGroupError(f"unknown lane selector {selector}")
+        groups.append(LaneGroup(Selector(selector), cell_log2, stripe_slots))
+    check_groups(tuple(groups))
+    return tuple(groups)
+
+
 def decode_superblock(payload: bytes) -> Superblock:
     """Parse a superblock whose page check held.
 
     Raises:
-        NotASidecarError, UnsupportedVersionError, SidecarLimitError, LaneGroupError: in this order.
+        NotASidecarError, UnsupportedVersionError, LaneGroupError: in this order.
     """
     (magic, version, kind, leaf_hash, incompatible, compatible, origin, group_count, _, *rest) = SUPERBLOCK.unpack_from(payload)
     if magic != MAGIC:
@@ -97,22 +104,16 @@ def decode_superblock(payload: bytes) -> Superblock:
     if incompatible & ~KNOWN_INCOMPATIBLE:
         raise UnsupportedVersionError(f"sidecar uses unknown features {incompatible:#x}: use a newer Bitward")
     file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes, block_count, root, trusted, table, preset = rest
-    if kind not in (KIND_FILE, KIND_UNIT) or origin >= len(ORIGINS):
-        raise SidecarLimitError(f"unknown sidecar kind {kind} or origin {origin}")
-    if group_count > 8:
-        raise LaneGroupError(f"{group_count} lane groups, at most 8 are allowed")
-    groups = []
-    for selector, cell_log2, stripe_slots in struct.iter_unpack("<BBH", table[: 4 * group_count]):
-        if selector > max(Selector):
-            raise LaneGroupError(f"unknown lane selector {selector}")
-        groups.append(LaneGroup(Selector(selector), cell_log2, stripe_slots))
-    if kind == KIND_FILE:
-        check_groups(tuple(groups))
-        if leaf_hash not in tuple(LeafHash):
-            raise UnsupportedVersionError(f"unknown leaf hash {leaf_hash}: use a newer Bitward")
+    if kind not in (KIND_FILE, KIND_UNIT):
+        raise UnsupportedVersionError(f"unknown kind of sidecar {kind}: use a newer Bitward")
+    if origin >= len(ORIGINS):
+        raise UnsupportedVersionError(f"unknown origin {origin}: use a newer Bitward")
+    if kind == KIND_FILE and leaf_hash not in tuple(LeafHash):
+        raise UnsupportedVersionError(f"unknown leaf hash {leaf_hash}: use a newer Bitward")
+    groups = _decode_groups(table, group_count) if kind == KIND_FILE else ()
     label = preset.rstrip(b"\0").decode("latin-1")  # a label without force: whatever it holds survives being written again
     return Superblock(
-        *(kind, leaf_hash, origin, tuple(groups), file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes),
+        *(kind, leaf_hash, origin, groups, file_bytes, mtime_ns, protected_ns, salt, total_pages, layout_bytes),
         *(block_count, root, trusted, label, compatible),
     )
 

@@ -71,8 +71,12 @@ def decode_entries(stream: bytes, count: int) -> tuple[UnitEntry, ...]:
     return tuple(entries)
 
 
-def build_unit_index(entries: Sequence[UnitEntry], protected_ns: int = 0) -> tuple[bytes, bytes]:
-    """The whole index file, and the unit root."""
+def build_unit_index(entries: Sequence[UnitEntry], protected_ns: int = 0, like: Superblock | None = None) -> tuple[bytes, bytes]:
+    """The whole index file, and the unit root.
+
+    Args:
+        like: the superblock of an index with the same entries, whose free fields (salt, origin and the rest) are kept.
+    """
     stream = encode_entries(entries)
     pages = pages_for(len(stream))
     total = 2 + 2 * pages + GAP_PAGES
@@ -93,7 +97,7 @@ def build_unit_index(entries: Sequence[UnitEntry], protected_ns: int = 0) -> tup
         trusted_sha256=bytes(32),
         preset="",
     )
-    block = with_salt(draft)
+    block = with_salt(draft) if like is None else like
     payload = encode_superblock(block)
     gap = 1 + pages
     parts = (

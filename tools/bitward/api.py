@@ -154,7 +154,11 @@ def repair(
     where = folder_of(sidecar_dir)
     files: list[FileRepair] = []
     units: list[UnitReport] = []
-    for target in targets(paths, where, heal=not dry_run):
+    asked = list(targets(paths, where, heal=not dry_run))
+    for target in asked:  # a source that lacks a file is told before anything is written
+        for source in _sources(sources, target.members[0], alone=True) if target.unit is None else ():
+            source.close()
+    for target in asked:
         for member in target.members:
             opened = _sources(sources, member, alone=target.unit is None)
             try:

@@ -14,12 +14,11 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One path. ``unit`` is set for a directory; ``absent`` when nothing is there."""
+    """One path. ``unit`` is set for a directory;"""
 
     path: str
     members: tuple[Member, ...]
     unit: UnitCheck | None = None
-    absent: bool = False
 
     def is_missing(self, member: Member) -> bool:
         """Whether the directory's index knows a file that is gone."""
@@ -47,7 +46,7 @@ def targets(paths: Iterable[PathLike], sidecar_dir: str | None, *, heal: bool = 
         real = resolve(name)
         if not os.path.lexists(real):
             # A file that vanished may have left its sidecar; the engine says what of it is there.
-            yield Target(real, (lone_member(real, sidecar_dir),), absent=True)
+            yield Target(real, (lone_member(real, sidecar_dir),))
         elif os.path.isdir(real):
             check = check_unit(real, sidecar_dir, heal=heal)
             yield Target(real, (*check.listing.members, *check.missing), check)
