@@ -7,6 +7,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bitward_agent.durable import atomic_file
 from bitward_agent.encode import Coder, ZoneParity
 from bitward_agent.errors import BusyError, InputError, UntrustedError, WriteError
@@ -15,7 +17,7 @@ from bitward_agent.io import DISK, Disk, FileState, OpenFile
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.page_arrays import paginate_array
-from bitward_formats.pages import PAGE_BYTES
+from bitward_formats.pages import PAGE_BYTES, pages_for
 from bitward_formats.readers import layout_of
 from bitward_formats.sidecar import Plan, metadata_pages, plan_sidecar
 from bitward_formats.spans import Layout
@@ -159,9 +161,13 @@ def _write(
     salt = with_salt(draft).salt if protection.salt is None else protection.salt
     coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task)
 
+    longest = max((max(zone.parity_stream_bytes, zone.inner_stream_bytes) for zone in plan.geometry.zones), default=0)
+    scratch = np.empty(pages_for(longest) * PAGE_BYTES, np.uint8)  # the coder puts one zone at a time
+
     def put(zone: ZoneParity) -> None:
         for section, page, stream in zone.streams():
-            target.write_all(memoryview(paginate_array(stream, section, page, salt).reshape(-1)), page * PAGE_BYTES)  # type: ignore[arg-type]
+            pages = paginate_array(stream, section, page, salt, scratch)
+            target.write_all(memoryview(pages.reshape(-1)), page * PAGE_BYTES)  # type: ignore[arg-type]  # arrays are buffers
 
     coder.run(put)
     leaves = bytes(coder.leaves)

@@ -11,10 +11,15 @@ from bitward_formats.pages import CHECKED_BYTES, PAGE_BYTES, PAYLOAD_BYTES, Sect
 Bytes = npt.NDArray[np.uint8]
 
 
-def paginate_array(stream: Bytes, section: Section, first_page: int, salt: int) -> Bytes:
-    """A stream (n,) u8 as pages (pages, 4096) u8, copy 0, the first being page ``first_page`` of the sidecar."""
+def paginate_array(stream: Bytes, section: Section, first_page: int, salt: int, scratch: Bytes | None = None) -> Bytes:
+    """A stream (n,) u8 as pages (pages, 4096) u8, copy 0, the first being page ``first_page`` of the sidecar.
+
+    ``scratch`` is memory to use for the result, if it is large enough.
+    """
     count = pages_for(stream.size)
-    pages = np.empty((count, PAGE_BYTES), np.uint8)
+    if scratch is None or scratch.size < count * PAGE_BYTES:
+        scratch = np.empty(count * PAGE_BYTES, np.uint8)
+    pages = scratch[: count * PAGE_BYTES].reshape(count, PAGE_BYTES)
     whole = stream.size // PAYLOAD_BYTES
     pages[:whole, :PAYLOAD_BYTES] = stream[: whole * PAYLOAD_BYTES].reshape(whole, PAYLOAD_BYTES)
     rest = stream[whole * PAYLOAD_BYTES :]

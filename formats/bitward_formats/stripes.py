@@ -38,8 +38,7 @@ class StripeAccumulator:
     def __init__(self, code: CodeClass, stripe_count: int, scratch: Bytes | None = None) -> None:
         self._row_bytes = code.row_bytes
         size = stripe_count * code.slot_bytes
-        both = np.zeros(2 * size, np.uint8) if scratch is None else scratch[: 2 * size]
-        both[:] = 0
+        both = np.empty(2 * size, np.uint8) if scratch is None else scratch[: 2 * size]
         self._p, self._q = both[:size].reshape(stripe_count, code.slot_bytes), both[size:].reshape(stripe_count, code.slot_bytes)
         self._q_planes = as_planes(self._q, code.row_bytes)
         self._positions = np.zeros(stripe_count, np.int64)
@@ -53,14 +52,17 @@ class StripeAccumulator:
         if (self._positions[stripes] != position).any():
             raise ValueError(f"slots of position {position} out of turn")
         self._positions[stripes] += 1
+        if position == 0:  # the first slot is P and Q: nothing had to be there before
+            self._p[stripes] = slots
+            self._q[stripes] = slots
+            return
         p = self._p[stripes]
         words = word_dtype(slots.shape[1])
         np.bitwise_xor(p.view(words), slots.view(words), out=p.view(words))
         planes, q = as_planes(slots, self._row_bytes), self._q_planes[stripes]
         base = -position % ROWS_PER_SYMBOL  # plane b of the symbols lies at (b + base) mod 8
-        if position:
-            fed = planes[:, :, _FEEDBACK_PLANES]
-            np.bitwise_xor(fed, q[:, :, base, None], out=fed)
+        fed = planes[:, :, _FEEDBACK_PLANES]
+        np.bitwise_xor(fed, q[:, :, base, None], out=fed)
         upper, lower = q[:, :, base:], q[:, :, :base]
         np.bitwise_xor(upper, planes[:, :, : ROWS_PER_SYMBOL - base], out=upper)
         if base:
