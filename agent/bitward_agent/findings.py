@@ -318,7 +318,7 @@ class DiffReport:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``task`` names what is done (protect, verify, repair, sidecar); both counts are bytes of this file."""
+    """``task`` names what is done (protect, verify, locate, sidecar, diff …); both counts are bytes of this file."""
 
     task: str
     path: str

@@ -32,6 +32,7 @@ from bitward_formats.pages import (
 from bitward_formats.spans import Layout
 from bitward_formats.superblock import KIND_FILE, Superblock, decode_superblock, encode_superblock, with_superblock
 
+_PAGES_AT_ONCE = 256
 _MENDED_PAGES_LIMIT = 16
 """Most pages of one stream on which the search for a single flip (20 ms each) is spent."""
 _MENDED_PARITY_LIMIT = 64
@@ -187,14 +188,14 @@ def _read_sidecar(fetch: Fetch, sidecar_bytes: int, block: Superblock, lost: lis
     return Sidecar(block, layout, leaves, plan, tuple(lost + lost_layout + lost_leaves))
 
 
-def lost_pages(fetch: Fetch, sidecar: Sidecar, pages_at_once: int = 256) -> Iterator[int]:
+def lost_pages(fetch: Fetch, sidecar: Sidecar) -> Iterator[int]:
     """Numbers of all pages of a sidecar that fail their check, parity included."""
     plan, salt = sidecar.plan, sidecar.superblock.salt
     if not _is_superblock(fetch, sidecar, 0, 0):
         yield 0
     for section, copy, first, count in plan.sections():
-        for at in range(first, first + count, pages_at_once):
-            here = min(pages_at_once, first + count - at)
+        for at in range(first, first + count, _PAGES_AT_ONCE):
+            here = min(_PAGES_AT_ONCE, first + count - at)
             chunk = memoryview(fetch(at * PAGE_BYTES, here * PAGE_BYTES))
             for index in range(here):
                 if not is_sound(chunk[index * PAGE_BYTES : (index + 1) * PAGE_BYTES], section, copy, at + index, salt):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -15,24 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitward.sample import write_sample
+from bitward_agent.units import is_ours
 
 COPY_CHUNK_BYTES = 4 << 20
 _SPACE_FACTOR = 1.3
 """Room for the copy, its sidecar in the largest preset, and the journal of a repair."""
 
 _SPARE_BYTES = 16 << 20
-_OURS = re.compile(r"\.ward(-journal|-log)?(\.new)?$")
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_sidecar(name: str) -> bool:
-    """Whether a file is one of ours and not part of the model."""
-    return _OURS.search(name) is not None
 
 
 @contextmanager
@@ -72,7 +66,7 @@ def files_of(original: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(original, followlinks=False):
         folders.sort()
-        paths = [Path(folder, name) for name in sorted(names) if not is_sidecar(name)]
+        paths = [Path(folder, name) for name in sorted(names) if not is_ours(name)]
         found += [path.relative_to(original) for path in paths if _regular(path)]
     if not found:
         raise OSError(errno.ENOENT, "no regular file in this directory", str(original))

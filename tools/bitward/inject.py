@@ -26,12 +26,11 @@ from bitward.inject_places import (
     one_bit,
     runs_of,
 )
+from bitward_agent.findings import FLIPS_LISTED_LIMIT
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout
 
 SCHEMA = "bitward.inject/1"
-FLIPS_LISTED_LIMIT = 100_000
-"""Most flips that the report lists one by one."""
 
 _REGION_WINDOW_BYTES = 1 << 20
 _FLIP_WINDOW_BYTES = 1 << 16
