@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import checkpoints
 from bitward_formats import errors, records
 from bitward_formats.readers import READERS, layout_of, opaque, safetensors
+from bitward_formats.readers.file_view import FileView
 from bitward_formats.spans import Layout, Role
 
 MUTATIONS = 5_000
@@ -28,7 +29,7 @@ def fetcher(data: bytes) -> Callable[[int, int], bytes]:
 
 
 def read(data: bytes) -> Layout:
-    return safetensors.read_layout(fetcher(data), len(data), "model.safetensors")
+    return safetensors.read_layout(FileView("model.safetensors", len(data), fetcher(data)))
 
 
 def file_of(header: object, data_bytes: int = 0) -> bytes:
@@ -234,7 +235,7 @@ def test_every_checkpoint_error_has_its_bad_file() -> None:
 def test_a_file_that_shrinks_while_it_is_read(given_bytes: int) -> None:
     data = checkpoints.safetensors_bytes({"t": ("U8", (4,), bytes(4))})
     with pytest.raises(errors.HeaderTooShortError):
-        safetensors.read_layout(fetcher(data[:given_bytes]), len(data), "t.safetensors")
+        safetensors.read_layout(FileView("t.safetensors", len(data), fetcher(data[:given_bytes])))
 
 
 def test_what_fetch_raises_goes_through() -> None:

@@ -1,21 +1,19 @@
 """One reader per checkpoint format: from a file's own header to the spans that cover it.
 
-Readers never open a file. They get ``fetch(offset, length)``, which returns bytes of the file (fewer only where the file ends), its
-size and its name; what ``fetch`` raises goes through untouched. A format is a module with the four names of ``Reader``, listed in
-``READERS``; its ``read_layout`` gives a layout that tiles the file or raises a named CheckpointError. Nothing is refused here: what no
-reader understands is protected as opaque bytes, and the layout's note says why.
+Readers never open a file. They get a ``FileView``: ``fetch(offset, length)``, which returns bytes of the file (fewer only where the file
+ends), its size, its name and, for formats that need them, the files beside it; what ``fetch`` raises goes through untouched. A format
+is a module with the four names of ``Reader``, listed in ``READERS``; its ``read_layout`` gives a layout that tiles the file or raises a
+named CheckpointError. Nothing is refused here: what no reader understands is protected as opaque bytes, and the layout's note says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from bitward_formats.errors import CheckpointError
 from bitward_formats.readers import opaque, safetensors
+from bitward_formats.readers.file_view import Alone, Fetch, FileView, Neighbours
 from bitward_formats.spans import Layout
-
-Fetch = Callable[[int, int], bytes]
 
 HEAD_BYTES = 4096
 """How much of a file's beginning the readers are shown before one is chosen."""
@@ -35,7 +33,7 @@ class Reader(Protocol):
     def looks_like(self, head: bytes, file_bytes: int, name: str) -> bool:
         """Whether the file's first bytes or its name claim this format. Cheap, and may be wrong."""
 
-    def read_layout(self, fetch: Fetch, file_bytes: int, name: str) -> Layout:
+    def read_layout(self, view: FileView) -> Layout:
         """The layout of a file of this format. Raises CheckpointError."""
 
 
@@ -43,19 +41,20 @@ READERS: tuple[Reader, ...] = (safetensors,)
 """In the order in which they are tried; the opaque reader takes what is left."""
 
 
-def layout_of(fetch: Fetch, file_bytes: int, name: str) -> Layout:
+def layout_of(fetch: Fetch, file_bytes: int, name: str, neighbours: Neighbours | None = None) -> Layout:
     """The layout of any file.
 
     The readers that the file looks like are tried in turn. If all of them refuse it, the layout is opaque and its note names the
     errors.
     """
+    view = FileView(name, file_bytes, fetch, neighbours or Alone())
     head = fetch(0, min(file_bytes, HEAD_BYTES))
     refusals = []
     for reader in READERS:
         if not reader.looks_like(head, file_bytes, name):
             continue
         try:
-            return reader.read_layout(fetch, file_bytes, name)
+            return reader.read_layout(view)
         except CheckpointError as error:
             refusals.append(f"not valid {reader.NAME} ({type(error).__name__}: {error})")
-    return opaque.read_layout(fetch, file_bytes, name, note="; ".join(refusals))
+    return opaque.read_layout(view, note="; ".join(refusals))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from bitward_formats.readers.file_view import FileView
 from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
 
 NAME = "opaque"
@@ -15,7 +14,7 @@ def looks_like(head: bytes, file_bytes: int, name: str) -> bool:  # noqa: ARG001
     return True
 
 
-def read_layout(fetch: Callable[[int, int], bytes], file_bytes: int, name: str, note: str = "") -> Layout:  # noqa: ARG001 - likewise
+def read_layout(view: FileView, note: str = "") -> Layout:
     """One span over the whole file; none where it is empty. Reads nothing, so it holds for unreadable files too."""
-    spans = (Span(Role.DATA, OPAQUE_KIND, 0, file_bytes),) if file_bytes else ()
-    return Layout(NAME, file_bytes, spans, note)
+    spans = (Span(Role.DATA, OPAQUE_KIND, 0, view.size),) if view.size else ()
+    return Layout(NAME, view.size, spans, note)

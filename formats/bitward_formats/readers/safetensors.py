@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from operator import attrgetter
 from typing import TypeGuard
 
@@ -27,6 +26,7 @@ from bitward_formats.errors import (
     TensorSizeError,
     UnknownDtypeError,
 )
+from bitward_formats.readers.file_view import Fetch, FileView
 from bitward_formats.readers.jsonwalk import Cursor, shown
 from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
 
@@ -53,12 +53,13 @@ def looks_like(head: bytes, file_bytes: int, name: str) -> bool:
     return head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" and length <= min(file_bytes - LENGTH_BYTES, HEADER_LIMIT_BYTES)
 
 
-def read_layout(fetch: Callable[[int, int], bytes], file_bytes: int, name: str) -> Layout:  # noqa: ARG001 - the readers' common signature
+def read_layout(view: FileView) -> Layout:
     """The header span and one span per tensor, empty tensors included, in the order of their offsets.
 
     Memory stays below ten times the header. Raises one of the CheckpointErrors.
     """
-    header = _read_header(fetch, file_bytes)
+    file_bytes = view.size
+    header = _read_header(view.fetch, file_bytes)
     data_offset = LENGTH_BYTES + len(header)
     spans = _read_tensors(header, data_offset, file_bytes - data_offset)
     del header
@@ -71,7 +72,7 @@ def read_layout(fetch: Callable[[int, int], bytes], file_bytes: int, name: str) 
     return Layout(NAME, file_bytes, tuple(spans))
 
 
-def _read_header(fetch: Callable[[int, int], bytes], file_bytes: int) -> bytes:
+def _read_header(fetch: Fetch, file_bytes: int) -> bytes:
     """The header's JSON text, with its length checked before it is read."""
     if file_bytes < LENGTH_BYTES:
         raise HeaderTooShortError(f"the file has {file_bytes} bytes; the header's length alone takes {LENGTH_BYTES}")
