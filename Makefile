@@ -42,15 +42,19 @@ package: $(VENV)/.dev ## Build sdist and wheel, check them, try the installed wh
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python tests/packaging/check_artifacts.py dist
 	$(BIN)/python tests/packaging/try_wheel.py dist
+	BITWARD_NATIVE=off $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist/pure dist/*.tar.gz
+	$(BIN)/python tests/packaging/try_wheel.py dist/pure
 
 bench: $(VENV)/.dev ## Measure on this machine, against its own limit and other tools (BENCH_ARGS=…)
 	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
 
 clean: ## Remove what make has made
 	rm -rf $(VENV) $(CACHE) dist build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -f formats/bitward_formats/native/*.so formats/bitward_formats/native/*.new
 	find formats agent tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp tells what is installed: .base runs Bitward, .dev has the tools as well. Both are renewed when pyproject.toml changes.
+# A stamp tells what is installed: .base runs Bitward, .dev has the tools as well. Both are renewed when pyproject.toml or
+# the native kernel's source changes.
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -63,11 +67,13 @@ $(VENV)/.python:
 	  echo "No virtual environment can be made. On Debian and Ubuntu: apt install python3-venv python3-pip" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.base: pyproject.toml | $(VENV)/.python
+KERNEL_SOURCES := hatch_build.py formats/bitward_formats/native/kernel.c formats/bitward_formats/native/kernel_body.h
+
+$(VENV)/.base: pyproject.toml $(KERNEL_SOURCES) | $(VENV)/.python
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.python
+$(VENV)/.dev: pyproject.toml $(KERNEL_SOURCES) | $(VENV)/.python
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.base
 

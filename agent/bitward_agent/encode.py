@@ -65,7 +65,7 @@ class _ZoneCoder:
             return
         p, q = accumulator.result()
         if stripe_count != self.zone.stripe_count:
-            p = p.copy()  # it is in the worker's scratch memory, and the worker may take another part of this zone
+            p, q = p.copy(), q.copy()  # they are in the worker's scratch memory, and the worker may take another part of this zone
         stripes = range(first_stripe, first_stripe + stripe_count)
         self.parts[first_stripe] = (stored_parity(self.zone, stripes, p), stored_parity(self.zone, stripes, q))
 

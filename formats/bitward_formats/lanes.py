@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitward_formats import native
 from bitward_formats.groups import LaneGroup, LaneGroups
 from bitward_formats.packing import pack_lanes, unpack_lanes
 from bitward_formats.packing_sizes import packed_bytes, parity_record_count
@@ -89,6 +90,9 @@ def _any_cells(data: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
 
 def padded_parity(blocks: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
     """Parity of equally long blocks: (blocks, length) u8 -> (blocks, cells, m + 1, R) u8. ``length`` is a multiple of R."""
+    kernel = native.KERNEL
+    if kernel is not None and cell_log2 >= native.SMALLEST_CELL_LOG2:
+        return kernel.inner_parity(np.ascontiguousarray(blocks), record_bytes, cell_log2)
     count, length = blocks.shape
     records = length // record_bytes
     needed_log2 = min(cell_log2, max(records - 1, 0).bit_length())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from bitward_formats import native
 from bitward_formats.digest import page_check
 from bitward_formats.pages import CHECKED_BYTES, PAGE_BYTES, PAYLOAD_BYTES, Section, pages_for
 
@@ -20,6 +21,9 @@ def paginate_array(stream: Bytes, section: Section, first_page: int, salt: int, 
     if scratch is None or scratch.size < count * PAGE_BYTES:
         scratch = np.empty(count * PAGE_BYTES, np.uint8)
     pages = scratch[: count * PAGE_BYTES].reshape(count, PAGE_BYTES)
+    if native.KERNEL is not None:
+        native.KERNEL.pages(np.ascontiguousarray(stream), section, first_page, salt, pages)
+        return pages
     whole = stream.size // PAYLOAD_BYTES
     pages[:whole, :PAYLOAD_BYTES] = stream[: whole * PAYLOAD_BYTES].reshape(whole, PAYLOAD_BYTES)
     rest = stream[whole * PAYLOAD_BYTES :]

@@ -1,7 +1,7 @@
 """The outer code (SPEC, section 6): P and Q of stripes, by XOR alone.
 
 Symbols of GF(2^8) are bit-sliced over eight neighbouring rows, so times 2 is a rotation of row planes and three XORs.
-The rotation is never carried out while coding: the planes of Q keep a moving base instead.
+The rotation is never carried out by NumPy while coding: the planes of Q keep a moving base instead. The native kernel rotates as it goes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitward_formats import native
 from bitward_formats.geometry import ROWS_PER_SYMBOL, CodeClass
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,6 +43,7 @@ class StripeAccumulator:
         self._p, self._q = both[:size].reshape(stripe_count, code.slot_bytes), both[size:].reshape(stripe_count, code.slot_bytes)
         self._q_planes = as_planes(self._q, code.row_bytes)
         self._positions = np.zeros(stripe_count, np.int64)
+        self._kernel = native.KERNEL
 
     def add(self, position: int, first_stripe: int, slots: Bytes) -> None:
         """Add the slots at ``position`` of stripes ``first_stripe …``: (stripes, slot_bytes) u8, which this uses up.
@@ -57,6 +59,9 @@ class StripeAccumulator:
             self._q[stripes] = slots
             return
         p = self._p[stripes]
+        if self._kernel is not None:
+            self._kernel.add_slots(p, self._q[stripes], np.ascontiguousarray(slots), self._row_bytes)
+            return
         words = word_dtype(slots.shape[1])
         np.bitwise_xor(p.view(words), slots.view(words), out=p.view(words))
         planes, q = as_planes(slots, self._row_bytes), self._q_planes[stripes]
@@ -70,9 +75,11 @@ class StripeAccumulator:
 
     def result(self) -> tuple[Bytes, Bytes]:
         """(P, Q), each (stripes, slot_bytes) u8."""
+        if self._kernel is not None:
+            return self._p, self._q
         turned = np.empty_like(self._q)
         planes = as_planes(turned, self._row_bytes)
-        for slot_count in np.unique(self._positions):  # two values at the most: stripes of a zone differ in length by one
+        for slot_count in sorted(set(self._positions.tolist())):  # two values at the most: stripes of a zone differ in length by one
             chosen = (self._positions == slot_count).nonzero()[0]
             stripes = slice(chosen[0], chosen[-1] + 1)
             base = -(slot_count - 1) % ROWS_PER_SYMBOL

@@ -12,7 +12,7 @@ from bitward_agent.findings import SidecarState, Verdict
 from bitward_agent.protect import Protection, protect_file
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.verify import open_sidecar, verify_file
-from bitward_formats import errors
+from bitward_formats import errors, native
 from bitward_formats.groups import LaneGroup, Selector
 from bitward_formats.superblock import ORIGINS
 from bitward_formats.unit_index import build_unit_index, read_unit_index
@@ -43,11 +43,13 @@ def protected(case: dict[str, Any], folder: Path, jobs: int = 2) -> tuple[Path, 
     return file, ward, file.read_bytes(), ward.read_bytes()
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize(("engine", "jobs"), [("native", 1), ("native", 2), ("native", 3), ("numpy", 2)])
 @pytest.mark.parametrize("case", load_cases("file"))
-def test_writes_the_twins_sidecar(case: dict[str, Any], jobs: int, tmp_path: Path) -> None:
+def test_writes_the_twins_sidecar(case: dict[str, Any], engine: str, jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
+    if engine == "numpy":  # the same as "native" where the kernel was not built
+        monkeypatch.setattr(native, "KERNEL", None)
     _, ward, _, sidecar = protected(case, tmp_path, jobs)
     assert len(sidecar) == case["sidecar_bytes"]
     assert sidecar[80:112].hex() == case["file_root"]

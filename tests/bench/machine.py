@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,12 @@ def _package(name: str) -> str:
         return "from the tree"
 
 
+def _native_kernel() -> str:
+    """Asked of another process: this one has to stay small, and loads no NumPy."""
+    question = "from bitward_formats.native import KERNEL as kernel; print(f'vectors of {kernel.vector_bytes} bytes' if kernel else 'not built')"
+    return subprocess.run([sys.executable, "-c", question], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def describe(folder: str) -> dict[str, str]:
     """Machine and versions, in the order in which they are printed. ``folder`` is where the files lie."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
@@ -45,4 +52,5 @@ def describe(folder: str) -> dict[str, str]:
         "bitward": _package("bitward"),
         "numpy": _package("numpy"),
         "xxhash": _package("xxhash"),
+        "native kernel": _native_kernel(),
     }

@@ -86,12 +86,21 @@ def start_up(folder: Path, rounds: int) -> dict[str, Run]:
     )
 
 
+def protect(path: Path, preset: str = "standard") -> Contender:
+    """bitward's protect; as with the other tools, what an earlier round made is removed first."""
+    folder = path.parent if preset == "standard" else path.parent / preset
+    label = "bitward protect" if preset == "standard" else f"bitward protect, {preset}"
+    aside = [] if preset == "standard" else ["--sidecar-dir", str(folder)]
+    argv = [*bitward_command(), "protect", "--quiet", "--preset", preset, *aside, str(path)]
+    return Contender(label, argv, lambda: (folder / f"{path.name}.ward").unlink(missing_ok=True))
+
+
 def plain(path: Path, rounds: int) -> dict[str, Run]:
     """protect and verify of a file."""
     bitward = bitward_command()
     return compete(
         [
-            Contender("bitward protect", [*bitward, "protect", "--quiet", "--force", str(path)]),
+            protect(path),
             Contender("bitward verify", [*bitward, "verify", "--quiet", str(path)]),
         ],
         rounds,
@@ -122,21 +131,16 @@ def par2_create(path: Path, peers: Peers) -> Contender | None:
 
 def protect_against_par2(path: Path, peers: Peers, rounds: int) -> dict[str, Run]:
     """bitward protect and par2 create in turn."""
-    contenders = [Contender("bitward protect", [*bitward_command(), "protect", "--quiet", "--force", str(path)])]
     create = par2_create(path, peers)
-    return compete([*contenders, create] if create else contenders, rounds)
+    return compete([protect(path), create] if create else [protect(path)], rounds)
 
 
 def side_by_side(path: Path, peers: Peers, seed: int, rounds: int) -> dict[str, Run]:
     """Everything on one file: making, checking and repairing, each tool by its own command."""
     bitward = bitward_command()
     signature = path.parent / "model.sig"
-    making = [Contender("bitward protect", [*bitward, "protect", "--quiet", "--force", str(path)])]
+    making = [protect(path), protect(path, "lean"), protect(path, "strong")]
     checking = [Contender("bitward verify", [*bitward, "verify", "--quiet", str(path)])]
-    for preset in ("lean", "strong"):
-        aside = str(path.parent / preset)
-        argv = [*bitward, "protect", "--quiet", "--force", "--preset", preset, "--sidecar-dir", aside, str(path)]
-        making.append(Contender(f"bitward protect, {preset}", argv))
     create = par2_create(path, peers)
     if create:
         making.append(create)

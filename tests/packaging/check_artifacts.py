@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 PACKAGES = {"bitward", "bitward_agent", "bitward_formats"}
-SDIST_ONLY = ("formats/SPEC.md", "formats/vectors/", "tests/conftest.py", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
+KERNEL = "bitward_formats/native/libbitward_kernel.so"
+SDIST_ONLY = (
+    "formats/SPEC.md",
+    "formats/vectors/",
+    "formats/bitward_formats/native/kernel.c",
+    "hatch_build.py",
+    "tests/conftest.py",
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "Makefile",
+)
+BUILT = (".venv", ".cache", "dist/")
 
 
 def single(folder: Path, pattern: str) -> Path:
@@ -31,7 +44,11 @@ def wheel_faults(path: Path) -> list[str]:
         faults.append(f"wheel: top level is {sorted(tops)}")
     faults += [f"wheel: {package}/py.typed is missing" for package in sorted(PACKAGES) if f"{package}/py.typed" not in names]
     faults += [f"wheel: {name} does not belong there" for name in names if name.endswith((".ward", ".safetensors", "SPEC.md", ".pyc"))]
-    if "bitward = bitward.cli:main" not in entry_points:
+    if (KERNEL in names) == path.name.endswith("-none-any.whl"):
+        faults.append(f"wheel: the name {path.name} does not tell whether the native kernel is inside")
+    if os.environ.get("BITWARD_NATIVE") == "require" and KERNEL not in names:
+        faults.append("wheel: the native kernel is missing")
+    if "bitward = bitward.cli:entry" not in entry_points:
         faults.append("wheel: the bitward command is missing")
     if not any(name.startswith(f"{info}/licenses/") and name.endswith("LICENSE") for name in names):
         faults.append("wheel: the licence is missing")
@@ -44,7 +61,7 @@ def sdist_faults(path: Path) -> list[str]:
         names = [name.split("/", 1)[1] for name in sdist.getnames() if "/" in name]
     faults = [f"sdist: {wanted} is missing" for wanted in SDIST_ONLY if not any(name.startswith(wanted) for name in names)]
     faults += [
-        f"sdist: {name} does not belong there" for name in names if "__pycache__" in name or name.startswith((".venv", ".cache", "dist/"))
+        f"sdist: {name} does not belong there" for name in names if "__pycache__" in name or name.endswith(".so") or name.startswith(BUILT)
     ]
     return faults
 

@@ -1,6 +1,6 @@
 """``python -m bitward``: the command line."""
 
-from bitward.cli import main
+from bitward.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

@@ -1,4 +1,4 @@
-"""The command line. ``main`` is the entry point; each command lives in a file of its own and loads when it is called."""
+"""The command line. ``entry`` is the installed command; each command lives in a file of its own and loads when it is called."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
+
+
+def entry() -> NoReturn:
+    """Run the command of the process's arguments and end the process.
+
+    It ends at once: files are closed, threads have ended and streams are flushed by then, and taking NumPy and all modules apart one by
+    one takes longer (measured: 8 ms) than a small verify.
+    """
+    os._exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # NumPy's linear algebra is not used; its threads would cost each start as much processor time as all the rest.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _open_standard_streams()
     try:
         from bitward.cli.group import bitward
