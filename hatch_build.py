@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = "formats/bitward_formats/native"
 LIBRARY = f"{FOLDER}/libbitward_kernel.so"
-FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-s"]
 COMPILE_LIMIT_SECONDS = 300
 
 

@@ -33,7 +33,8 @@ def _package(name: str) -> str:
 
 def _native_kernel() -> str:
     """Asked of another process: this one has to stay small, and loads no NumPy."""
-    question = "from bitward_formats.native import KERNEL as kernel; print(f'vectors of {kernel.vector_bytes} bytes' if kernel else 'not built')"
+    show = "print(f'vectors of {kernel.vector_bytes} bytes' if kernel else 'not built')"
+    question = f"from bitward_formats.native import KERNEL as kernel; {show}"
     return subprocess.run([sys.executable, "-c", question], check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -14,6 +14,7 @@
 #endif
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -107,11 +108,17 @@ static inline void derive_secret(uint8_t *secret, uint64_t seed) {
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #include "kernel_body.h"
 
+/* Asked of the processor itself, as not every compiler's library answers __builtin_cpu_supports (Intel SDM, CPUID leaves 1 and 7, and
+ * XCR0: the operating system must save the wide registers too). */
 static int widest(unsigned limit) {
-    __builtin_cpu_init();
-    if (limit >= 64 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return 64;
-    return limit >= 32 && __builtin_cpu_supports("avx2") ? 32 : 16;
+    enum { OSXSAVE = 1 << 27, AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
+    const unsigned AVX512VL = 1u << 31, AVX512 = AVX512F | AVX512DQ | AVX512BW | AVX512VL, AVX_STATE = 0x06, AVX512_STATE = 0xE6;
+    unsigned eax, ebx, ecx, edx, saved, unused;
+    if (limit < 32 || !__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & OSXSAVE)) return 16;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+    if ((saved & AVX_STATE) != AVX_STATE || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 16;
+    if (limit >= 64 && (saved & AVX512_STATE) == AVX512_STATE && (ebx & AVX512) == AVX512) return 64;
+    return ebx & AVX2 ? 32 : 16;
 }
 
 #define CALL(function, limit, ...)                                      \
