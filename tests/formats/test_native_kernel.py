@@ -131,6 +131,17 @@ def test_pages(kernel: Kernel, size: int) -> None:
 
 
 @needs_kernel
+def test_gathered_cells(kernel: Kernel) -> None:
+    cells = np.zeros((40, 2048), np.uint8)
+    seeded = np.random.default_rng(3)
+    for row in range(1, 40):  # few bits in each, so that a byte left out shows
+        cells[row, seeded.integers(0, 2048, row)] |= 1 << seeded.integers(0, 8, row, dtype=np.uint8)
+    assert (kernel.gather_cells(cells) == np.bitwise_or.reduce(cells.view(np.uint64), axis=1)).all()
+    with pytest.raises(ValueError, match="multiples of 128"):
+        kernel.gather_cells(cells[:, :2040].copy())
+
+
+@needs_kernel
 def test_sizes_are_checked_before_c_sees_them(kernel: Kernel) -> None:
     block = np.zeros((2, 4096), np.uint8)
     with pytest.raises(ValueError, match="do not fit rows"):

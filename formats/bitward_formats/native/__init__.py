@@ -22,6 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 VERSION = 1
 """Of the functions' signatures and meanings, as ``bitward_kernel_version`` returns it."""
 LIBRARY_NAME = "libbitward_kernel.so"
+GATHER_BYTES = 128
 SMALLEST_CELL_LOG2 = 6
 """Cells of fewer records than a row of the kernel (64) are left to NumPy."""
 WIDEST_VECTOR_BYTES = 64
@@ -57,6 +58,7 @@ class Kernel:
 
         self._add_slots = function("add_slots", pointer, pointer, pointer, size, size)
         self._inner_parity = function("inner_parity", pointer, size, size, size, ctypes.c_uint, pointer)
+        self._gather_cells = function("gather_cells", pointer, size, size, pointer)
         self._pages = function("pages", pointer, size, ctypes.c_uint, ctypes.c_uint32, word, pointer)
 
     def add_slots(self, p: Bytes, q: Bytes, slots: Bytes, row_bytes: int) -> None:
@@ -80,6 +82,14 @@ class Kernel:
         if pages.shape != (-(-stream.size // PAYLOAD_BYTES), PAGE_BYTES):
             raise ValueError(f"{stream.size} bytes do not make pages {pages.shape}")
         self._pages(self._limit, _address(stream), stream.size, section, first_page, salt, _address(pages))
+
+    def gather_cells(self, cells: Bytes) -> npt.NDArray[np.uint64]:
+        """The OR of the words of each cell: (n, cell_bytes) u8 -> (n,) u64; ``cell_bytes`` is a multiple of 128."""
+        if cells.shape[1] % GATHER_BYTES:
+            raise ValueError(f"cells of {cells.shape[1]} bytes cannot be gathered: it takes multiples of {GATHER_BYTES}")
+        gathered = np.empty(cells.shape[0], np.uint64)
+        self._gather_cells(self._limit, _address(cells), cells.shape[0], cells.shape[1], _address(gathered.view(np.uint8)))
+        return gathered
 
 
 def self_test(kernel: Kernel) -> bool:

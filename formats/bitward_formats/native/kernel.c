@@ -1,4 +1,5 @@
-/* The codec's inner loops in C: outer parity, inner parity and sidecar pages (SPEC, sections 5, 6 and 7).
+/* The codec's inner loops in C: outer parity, inner parity and sidecar pages (SPEC, sections 5, 6 and 7),
+ * and the OR of cells for the census of a file that is seen for the first time.
  *
  * It computes what the NumPy code beside it computes, byte for byte; nothing needs it. It never allocates, keeps no state, opens nothing
  * and touches no byte outside the ranges that it is given; the Python side checks every size before it calls.
@@ -157,4 +158,9 @@ EXPORT void bitward_inner_parity(unsigned limit, const uint8_t *blocks, size_t b
 EXPORT void bitward_pages(unsigned limit, const uint8_t *stream, size_t size, unsigned section, uint32_t first_page, uint64_t salt,
                           uint8_t *pages) {
     CALL(pages, limit, stream, size, section, first_page, salt, pages);
+}
+
+/* The OR of the 64-bit words of each of `count` cells; cell_bytes is a multiple of 128. */
+EXPORT void bitward_gather_cells(unsigned limit, const uint8_t *data, size_t count, size_t cell_bytes, uint64_t *gathered) {
+    CALL(gather_cells, limit, data, count, cell_bytes, gathered);
 }

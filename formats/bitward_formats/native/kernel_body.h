@@ -294,6 +294,23 @@ TARGET static void NAME(pages)(const uint8_t *stream, size_t size, unsigned sect
     }
 }
 
+/* -------------------------------------------------------------------------------------------------------------- census */
+
+TARGET static void NAME(gather_cells)(const uint8_t *data, size_t count, size_t cell_bytes, uint64_t *gathered) {
+    for (size_t cell = 0; cell < count; cell++) {
+        VECTOR some = {0}, others = {0};
+        uint64_t words[VECTOR_BYTES / 8], all = 0;
+        for (size_t at = 0; at < cell_bytes; at += 2 * VECTOR_BYTES, data += 2 * VECTOR_BYTES) {
+            some |= CONST_AT(data);
+            others |= CONST_AT(data + VECTOR_BYTES);
+        }
+        some |= others;
+        memcpy(words, &some, sizeof words);
+        for (int word = 0; word < VECTOR_BYTES / 8; word++) all |= words[word];
+        gathered[cell] = all;
+    }
+}
+
 #undef VECTOR
 #undef AT
 #undef CONST_AT
