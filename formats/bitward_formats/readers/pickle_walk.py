@@ -18,10 +18,12 @@ from bitward_formats.errors import PickleSyntaxError, PickleTooLargeError
 from bitward_formats.readers.pickle_nodes import Blob, Call, Global, Listing, Mapping, Persistent
 from bitward_formats.readers.pickle_tape import Tape
 
-STEP_LIMIT = 1 << 24
+STEP_LIMIT = 1 << 23
 """Opcodes in all pickles of a file. A tensor takes about forty."""
-NODE_LIMIT = 1 << 21
+NODE_LIMIT = 1 << 20
 """Containers and records in all pickles of a file. A tensor takes seven; each has a few hundred bytes here at most."""
+UNPACKED_LIMIT_BYTES = 1 << 26
+"""Most bytes of pickles that lie packed in an archive; others are read in pieces, at any length."""
 STACK_LIMIT = 1 << 20
 MARK_LIMIT = 1 << 16
 MEMO_INDEX_LIMIT = 1 << 32
@@ -34,6 +36,7 @@ INTEGER_LIMIT_BYTES = 255
 class Budget:
     """What all pickles of a file together may still take."""
 
+    unpacked_bytes: int = UNPACKED_LIMIT_BYTES
     steps: int = STEP_LIMIT
     nodes: int = NODE_LIMIT
 

@@ -8,7 +8,6 @@ order keeps its shape, and its label says the order; one with holes or repeats i
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -61,18 +60,22 @@ def place_tensors(where: StorageRange, claims: Iterable[TensorClaim], tally: Tal
     empty = [reach for reach in reaches if reach.start == reach.end]
     # The sort is stable: of equals, the first that the pickle names.
     order = sorted((reach for reach in reaches if reach.start < reach.end), key=lambda r: (r.start - r.end, not r.is_dense))
+    segments = {place: index for index, place in enumerate(sorted({place for reach in order for place in (reach.start, reach.end)}))}
+    owners: list[_Reach | None] = [None] * len(segments)
     placed: list[_Reach] = []
-    starts: list[int] = []
     for reach in order:
-        place = bisect_left(starts, reach.start)
-        if place < len(placed) and (placed[place].start, placed[place].end) == (reach.start, reach.end):
-            tally.aliases.append((reach.name, placed[place].name))
-        elif (place < len(placed) and placed[place].start < reach.end) or (place and placed[place - 1].end > reach.start):
-            tally.overlapping += 1
-        else:
-            placed.insert(place, reach)
-            starts.insert(place, reach.start)
+        first, behind = segments[reach.start], segments[reach.end]
+        # No shorter one was placed before, so one that shares bytes with this holds its first or its last.
+        owner = owners[first] or owners[behind - 1]
+        if owner is None:
+            owners[first:behind] = [reach] * (behind - first)
+            placed.append(reach)
             tally.flat += not reach.is_dense
+        elif (owner.start, owner.end) == (reach.start, reach.end):
+            tally.aliases.append((reach.name, owner.name))
+        else:
+            tally.overlapping += 1
+    placed.sort(key=lambda reach: reach.start)
     return _spans(where, [_at_start(reach) for reach in empty] + placed)
 
 

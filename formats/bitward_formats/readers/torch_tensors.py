@@ -234,7 +234,7 @@ def _tensor(node: object) -> tuple[Storage, str | None, int, int, tuple[int, ...
     storage = storage_of(args[0]) if args and isinstance(args[0], Persistent) else None
     if storage is None or len(args) < 4:
         raise PickleSyntaxError(f"a call of {name} without a storage, or with {len(args)} arguments")
-    offset, dims, strides = args[1], _counts(args[2]), _counts(args[3])
+    offset, dims, strides = args[1], counts_of(args[2]), counts_of(args[3])
     if not is_count(offset) or dims is None or strides is None or len(dims) != len(strides):
         raise PickleSyntaxError(f"a call of {name} with an offset, size or stride that is none")
     label, item_bytes = storage.label, storage.item_bytes
@@ -246,7 +246,7 @@ def _tensor(node: object) -> tuple[Storage, str | None, int, int, tuple[int, ...
     return storage, label, item_bytes, offset, dims, strides
 
 
-def _counts(node: object) -> tuple[int, ...] | None:
+def counts_of(node: object) -> tuple[int, ...] | None:
     """A size or stride: a tuple, or a torch.Size or list of numbers."""
     if isinstance(node, Call) and _function_name(node) == "torch.Size" and len(node.args) == 1:
         node = node.args[0]

@@ -21,8 +21,6 @@ from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
 NAME = "pytorch"
 SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".jit", ".ptl")
 
-PACKED_PICKLE_LIMIT_BYTES = 1 << 26
-"""Longest pickle that is unpacked; stored ones are read in pieces, at any length."""
 _BYTE_ORDERS = {b"little": False, b"big": True}
 _SMALL_BYTES = 64
 _NAME_AT = 30
@@ -42,6 +40,11 @@ def read_layout(view: FileView) -> Layout:
 
     Raises one of the CheckpointErrors.
     """
+    return read_layout_within(view, Budget())
+
+
+def read_layout_within(view: FileView, budget: Budget) -> Layout:
+    """``read_layout`` for an archive that is one of many in a file, which share a budget."""
     if view.fetch(0, len(LOCAL_MAGIC)) != LOCAL_MAGIC:
         raise HeaderSyntaxError("the file is no zip archive; files of other engines have such names too")
     archive = read_archive(view)
@@ -50,7 +53,6 @@ def read_layout(view: FileView) -> Layout:
     entries = archive.by_name()
     folder = _folder(entries)
     big_endian = _is_big_endian(view, entries.get(f"{folder}byteorder"))
-    budget = Budget()
     claims = _claims(view, entries, f"{folder}data.pkl", f"{folder}data/", "", budget)
     if f"{folder}constants.pkl" in entries:
         claims += _claims(view, entries, f"{folder}constants.pkl", f"{folder}constants/", "constants", budget)
@@ -79,7 +81,7 @@ def _claims(
 ) -> list[tuple[str, TensorClaim]]:
     """What one pickle says of tensors, each with the name of the entry that holds its storage."""
     entry = entries[pickle_name]
-    fetch, begin, end = _pickle(view, entry)
+    fetch, begin, end = _pickle(view, entry, budget)
     try:
         claims = find_tensors(Machine(Tape(fetch, begin, end), budget).load(), start)
     except CheckpointError as error:
@@ -87,11 +89,12 @@ def _claims(
     return [(f"{storages}{claim.storage.key}", claim) for claim in claims]
 
 
-def _pickle(view: FileView, entry: Entry) -> tuple[Fetch, int, int]:
+def _pickle(view: FileView, entry: Entry, budget: Budget) -> tuple[Fetch, int, int]:
     """How to read a pickle: in place where it is stored, out of memory where it had to be unpacked."""
     if entry.is_stored:
         return view.fetch, entry.offset, entry.end
-    contents = read_contents(view, entry, PACKED_PICKLE_LIMIT_BYTES)
+    contents = read_contents(view, entry, max(0, budget.unpacked_bytes))
+    budget.unpacked_bytes -= len(contents)
     return (lambda offset, length: contents[offset : offset + length]), 0, len(contents)
 
 
