@@ -20,7 +20,7 @@ from bitward_formats.errors import HeaderSyntaxError, HeaderTooLargeError
 from bitward_formats.readers.onnxtensor import NAME_LIMIT_BYTES, Storage, Tensor, expect_wire, read_tensor
 from bitward_formats.readers.protowalk import Field, Walker, Wire
 
-TENSORS_LIMIT = 1 << 18
+TENSORS_LIMIT = 1 << 17
 """Most tensors of a model. Large graphs with a constant in every other node have some ten thousand."""
 GRAPHS_LIMIT = 1 << 16
 DEPTH_LIMIT = 33

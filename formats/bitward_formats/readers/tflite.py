@@ -2,7 +2,8 @@
 
 Facts are those of the format's ``schema.fbs`` (version 3d, identifier ``TFL3``): a model has buffers and subgraphs, a subgraph tensors, a
 tensor a type, a shape, a name and the number of its buffer, 0 for none. A buffer's bytes lie in the FlatBuffer or, in files beyond 2 GB,
-behind it, at an offset from the file's beginning. Elements are little-endian and row-major; several tensors may share a buffer.
+behind it, at an offset from the file's beginning. Elements are little-endian and row-major; several tensors may share a buffer. Elements
+of less than a byte are packed densely, the first in the lowest bits (the runtime's ``portable_tensor_utils``).
 
 A buffer that fits none of its tensors, and one that no tensor uses (metadata), is opaque. Of a sparse tensor the buffer has the values
 that are stored, in their order: they are told as ``NAME.values`` with one dimension. Names of subgraphs but the first stand before those
@@ -26,7 +27,7 @@ SUFFIXES: tuple[str, ...] = (".tflite",)
 IDENTIFIER = b"TFL3"
 BUFFERS_LIMIT = 1 << 18
 SUBGRAPHS_LIMIT = 1 << 14
-TENSORS_LIMIT = 1 << 19
+TENSORS_LIMIT = 1 << 18
 """Most tensors of all subgraphs, counted as often as they are listed: hostile subgraphs may share their list."""
 DIMS_LIMIT = 255
 NAME_LIMIT_BYTES = 65_535
@@ -38,7 +39,7 @@ DTYPES: dict[int, str] = {
     0: "F32", 1: "F16", 2: "I32", 3: "U8", 4: "I64", 6: "BOOL", 7: "I16", 8: "C64", 9: "I8", 10: "F64", 11: "C128", 12: "U64", 15: "U32",
     16: "U16", 17: "I4", 18: "BF16", 19: "I2", 20: "U4", 21: "F8_E4M3", 22: "F8_E5M2",
 }  # fmt: skip
-"""TensorType. 5 is a string, 13 and 14 are resources and variants. The first of small elements is in the lowest bits."""
+"""TensorType. 5 is a string, 13 and 14 are resources and variants."""
 
 _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 2, 4
 _SUBGRAPH_TENSORS, _SUBGRAPH_NAME = 0, 4
