@@ -258,6 +258,37 @@ def test_listing_reads_little_and_nothing_twice_over() -> None:
     assert fetched < len(data) / 75
 
 
+def test_a_model_beyond_what_protobuf_libraries_can_load() -> None:
+    """A graph of 4 GiB: one tensor of 3 GiB, one of 1 GiB, one behind them. Less than a millionth is read."""
+    sizes = (3 << 30, 1 << 30, 400)
+    pieces: list[bytes | int] = []
+    for index, size in enumerate(sizes):
+        head = tensor(f"t{index}", 1, (size // 4,)) + varint(9 << 3 | 2) + varint(size)
+        pieces += [varint(5 << 3 | 2) + varint(len(head) + size) + head, size]
+    graph_bytes = sum(one if isinstance(one, int) else len(one) for one in pieces)
+    pieces = [number(1, 9) + varint(7 << 3 | 2) + varint(graph_bytes), *pieces, piece(8, number(2, 19))]
+    starts = [0]
+    for one in pieces:
+        starts.append(starts[-1] + (one if isinstance(one, int) else len(one)))
+    fetched = 0
+
+    def fetch(offset: int, length: int) -> bytes:
+        nonlocal fetched
+        length = min(length, starts[-1] - offset)
+        fetched += length
+        out = bytearray(length)
+        for start, one in zip(starts, pieces, strict=False):
+            if isinstance(one, bytes) and start < offset + length and start + len(one) > offset:
+                low, high = max(start, offset), min(start + len(one), offset + length)
+                out[low - offset : high - offset] = one[low - start : high - start]
+        return bytes(out)
+
+    layout = onnx.read_layout(FileView("m.onnx", starts[-1], fetch))
+    assert_tiles(layout)
+    assert [span.length for span in layout.spans if span.role is Role.TENSOR] == list(sizes)
+    assert fetched < 4096
+
+
 def mutate(seeded: random.Random, data: bytes) -> bytes:
     """One to four changes: flips, bytes set, cut, repeated, inserted."""
     mutant = bytearray(data)
