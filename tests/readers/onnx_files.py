@@ -53,7 +53,14 @@ def value(path: Path, name: str, index: tuple[int, ...]) -> Value:
     tensor = dict(_named(path))[name]
     if _is_external(tensor):
         return _external_value(path, tensor, index)
-    return _printed(numpy_helper.to_array(tensor)[index])
+    return _printed(_as_stored(numpy_helper.to_array(tensor))[index])
+
+
+def _as_stored(array: Any) -> Any:
+    """Damaged booleans may be any byte; NumPy would call each of them True."""
+    import numpy as np
+
+    return array.view(np.uint8) if array.dtype == np.bool_ else array
 
 
 def _printed(element: Any) -> Value:
@@ -124,7 +131,7 @@ def _external_value(path: Path, tensor: Any, index: tuple[int, ...]) -> Value:
     from onnx.external_data_helper import load_external_data_for_tensor
 
     load_external_data_for_tensor(tensor, str(path.parent))
-    return _printed(numpy_helper.to_array(tensor)[index])
+    return _printed(_as_stored(numpy_helper.to_array(tensor))[index])
 
 
 def _walk(model: Any) -> Iterator[tuple[str, Any]]:
