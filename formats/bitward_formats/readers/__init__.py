@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bitward_formats.errors import CheckpointError
-from bitward_formats.readers import gguf, opaque, safetensors, torch_dcp, torch_legacy, torch_zip
+from bitward_formats.readers import gguf, onnx, onnx_data, opaque, safetensors, tflite, torch_dcp, torch_legacy, torch_zip
 from bitward_formats.readers.file_view import Alone, Fetch, FileView, Neighbours
 from bitward_formats.spans import Layout
 
@@ -37,15 +37,27 @@ class Reader(Protocol):
         """The layout of a file of this format. Raises CheckpointError."""
 
 
-READERS: tuple[Reader, ...] = (gguf, safetensors, torch_dcp, torch_legacy, torch_zip)
-"""In the order in which they are tried; the opaque reader takes what is left."""
+class Companion(Protocol):
+    """What a module offers for files that only the files beside them can explain: they have no header and any name."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a module constant, seen as an attribute
+        """The format's name in the layout stream."""
+
+    def layout_beside(self, view: FileView) -> Layout | None:
+        """The layout of the file by what its neighbours say; None if none of them speaks of it."""
+
+
+READERS: tuple[Reader, ...] = (gguf, safetensors, onnx, tflite, torch_dcp, torch_legacy, torch_zip)
+"""In the order in which they are tried; what is left is shown to the companions, and what they leave is opaque."""
+COMPANIONS: tuple[Companion, ...] = (onnx_data,)
 
 
 def layout_of(fetch: Fetch, file_bytes: int, name: str, neighbours: Neighbours | None = None) -> Layout:
     """The layout of any file.
 
-    The readers that the file looks like are tried in turn. If all of them refuse it, the layout is opaque and its note names the
-    errors.
+    The readers that the file looks like are tried in turn. If all of them refuse it, it may be a file that another one explains; else
+    the layout is opaque and its note names the errors.
     """
     view = FileView(name, file_bytes, fetch, neighbours or Alone())
     head = fetch(0, min(file_bytes, HEAD_BYTES))
@@ -57,4 +69,8 @@ def layout_of(fetch: Fetch, file_bytes: int, name: str, neighbours: Neighbours |
             return reader.read_layout(view)
         except CheckpointError as error:
             refusals.append(f"not valid {reader.NAME} ({type(error).__name__}: {error})")
+    for companion in COMPANIONS:
+        layout = companion.layout_beside(view)
+        if layout is not None:
+            return layout
     return opaque.read_layout(view, note="; ".join(refusals))
