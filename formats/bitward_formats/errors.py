@@ -58,6 +58,10 @@ class HeaderSyntaxError(CheckpointError):
     """The header is not what the format's grammar allows (not UTF-8, not JSON, wrong types)."""
 
 
+class FormatVersionError(CheckpointError):
+    """A version of the checkpoint's format, or a feature of it, that its reader does not know."""
+
+
 class DuplicateKeyError(CheckpointError):
     """A name occurs twice in the header."""
 
