@@ -86,5 +86,25 @@ class TensorSizeError(CheckpointError):
     """A tensor's range does not fit its dtype and shape."""
 
 
+class ArchiveSyntaxError(CheckpointError):
+    """A zip archive's records are missing, cut off, or contradict each other."""
+
+
+class ArchiveBoundsError(CheckpointError):
+    """A part of an archive lies outside the file, or where its directory is."""
+
+
+class ArchiveOverlapError(CheckpointError):
+    """Two entries of an archive share bytes."""
+
+
+class ArchiveTooLargeError(CheckpointError):
+    """An archive's directory, or an entry that must be read, is larger than this version reads."""
+
+
+class UnsupportedArchiveError(CheckpointError):
+    """An archive that is encrypted, split over several files, or packed in a way that this version cannot unpack."""
+
+
 class MissingExtraError(FormatError):
     """A feature needs an optional package that is not installed."""
