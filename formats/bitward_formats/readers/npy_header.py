@@ -43,7 +43,7 @@ _KEYS = ("descr", "fortran_order", "shape")
 
 _SPACE = re.compile(r"[ \t\n\r\f]*+")
 _STRING = re.compile(r"""[bBuU]?(?:'([^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'|"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)")""")
-_SHAPE = re.compile(r"\([ \t\n\r\f]*+(?:(?:[0-9]{1,20}+L?[ \t\n\r\f]*+,?+[ \t\n\r\f]*+){1,%d}+)?\)" % DIMS_LIMIT)
+_SHAPE = re.compile(r"\([ \t\n\r\f]*+(?:(?:[0-9]{1,20}+L?[ \t\n\r\f]*+,?+[ \t\n\r\f]*+){1,64}+)?\)")
 _NUMBER = re.compile(r"([0-9]+)L?[ \t\n\r\f]*(,?)")
 _BOOLEAN = re.compile(r"True|False")
 _ATOM = re.compile(r"[A-Za-z0-9_.+-]++")
@@ -138,14 +138,14 @@ def _described(header_bytes: int, descr: str | None, fortran_order: bool, dims: 
         raise TensorSizeError("the shape has more elements than a file can hold")
     element = _PLAIN.get(kind + digits, "") if not rest else ""
     if not element:
-        return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {ascii(descr[:20])}")
+        return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {descr[:20]!a}")
     if element_bytes > 1 and order not in ("<", ">"):
         return ArrayHeader(header_bytes, "", dims, element_bytes, "elements of an unstated byte order")
     label = element + (".BE" if order == ">" and element_bytes > 1 else "") + (_reversed_axes(dims) if fortran_order else "")
     try:
         records.kind_of(label)
     except UnknownDtypeError:
-        return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {ascii(descr[:20])}")
+        return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {descr[:20]!a}")
     return ArrayHeader(header_bytes, label, dims, element_bytes)
 
 
@@ -257,4 +257,4 @@ class _Literal:
 
     def _error(self, wanted: str) -> HeaderSyntaxError:
         found = self._text[self._place : self._place + 1]
-        return HeaderSyntaxError(f"{wanted} was expected at character {self._place} of the header, not {ascii(found or 'the end')}")
+        return HeaderSyntaxError(f"{wanted} was expected at character {self._place} of the header, not {found or 'the end'!a}")
