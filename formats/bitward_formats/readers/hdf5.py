@@ -21,7 +21,7 @@ from bitward_formats.errors import DuplicateKeyError, FormatVersionError, Tensor
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.readers.hdf5_datatype import Element, read_element
 from bitward_formats.readers.hdf5_groups import CHUNK_NODE, links_of, tree_children
-from bitward_formats.readers.hdf5_metadata import FIRST_USER_BLOCK_BYTES, SIGNATURE, Metadata, open_metadata
+from bitward_formats.readers.hdf5_metadata import FIRST_USER_BLOCK_BYTES, SIGNATURE, Metadata, number, open_metadata
 from bitward_formats.readers.hdf5_objects import (
     DATASPACE,
     DATATYPE,
