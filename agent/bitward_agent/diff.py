@@ -21,6 +21,8 @@ from bitward_formats.spans import Layout, Role, Span
 
 Bytes = npt.NDArray[np.uint8]
 _CHUNK_BYTES = 1 << 20
+_ROWS_AT_ONCE = 1 << 12
+"""Records whose bits are spread out at once: a byte for each bit."""
 _NUMPY_TYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2",
     "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
@@ -75,7 +77,8 @@ def _whole(span: Span, kind: str) -> TensorDifference:
 
 
 def _elements(span: Span) -> int:
-    return 8 * span.length // records.element_bits(span.dtype)
+    form = records.form_of_span(span)
+    return span.length // form.kind.record_bytes * form.elements
 
 
 def _compare(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span, budget: FlipBudget) -> TensorDifference | None:
@@ -86,7 +89,7 @@ def _compare(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span, budget: FlipB
         return TensorDifference(name, "shape", max(_elements(a), _elements(b)), 0, None)
     flips: list[Flip] = []
     bits, elements = 0, 0
-    largest = 0.0
+    largest: float | None = 0.0 if a.role is Role.TENSOR else None
     for at, left, right in _chunks(file_a, a, file_b, b):
         if np.array_equal(left, right):
             continue
@@ -96,10 +99,10 @@ def _compare(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span, budget: FlipB
         flips += list_flips(block, right, left, budget.take(count))
         changed, change = _elements_changed(a, left, right)
         elements += changed
-        largest = max(largest, change)
+        largest = None if largest is None or change is None else max(largest, change)
     if not bits:
         return None
-    return TensorDifference(name, "changed", elements, bits, largest if a.role is Role.TENSOR else None, tuple(flips))
+    return TensorDifference(name, "changed", elements, bits, largest, tuple(flips))
 
 
 def _chunks(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span) -> Iterator[tuple[int, Bytes, Bytes]]:
@@ -114,27 +117,42 @@ def _chunks(file_a: OpenFile, a: Span, file_b: OpenFile, b: Span) -> Iterator[tu
         yield at, left[:size], right[:size]
 
 
-def _elements_changed(span: Span, left: Bytes, right: Bytes) -> tuple[int, float]:
-    """How many elements of a chunk differ, and the largest finite change of a value."""
-    width = records.element_bits(span.dtype)
-    if width % 8:
-        changed = int(np.count_nonzero(np.bitwise_or.reduce((left ^ right).reshape(-1, span.kind.record_bytes), axis=1)))
-        return changed, 0.0
-    size = width // 8
+def _elements_changed(span: Span, left: Bytes, right: Bytes) -> tuple[int, float | None]:
+    """How many numbers of a chunk differ, and the largest finite change of an element's value; None where values take more to tell."""
+    form = records.form_of_span(span)
+    size = form.kind.record_bytes
     rows = ((left ^ right).reshape(-1, size) != 0).any(axis=1).nonzero()[0]
-    values = [_values(span.dtype, data.reshape(-1, size)[rows]) for data in (left, right)]
+    stored_at = list(form.stored_at) or slice(None)
+    straight = [data.reshape(-1, size)[rows][:, stored_at] for data in (left, right)]
+    if form.numbers[0].is_code or form.numbers[0].field:
+        return _numbers_changed(form, straight[0] ^ straight[1]), None
+    if form.elements > 1:
+        return _numbers_changed(form, straight[0] ^ straight[1]), 0.0
+    values = [_values(span.dtype, data) for data in straight]
     with np.errstate(all="ignore"):
         changes = np.abs(values[1] - values[0])
     finite = changes[np.isfinite(changes)]
     return int(rows.size), float(finite.max(initial=0.0))
 
 
+def _numbers_changed(form: records.RecordForm, difference: Bytes) -> int:
+    """How many numbers are not zero in the XOR of little-endian records, (n, R) u8."""
+    lanes = [lane for number in form.numbers for lane in number.lanes]
+    starts = np.cumsum([0, *(len(number.lanes) for number in form.numbers[:-1])])
+    changed = 0
+    for at in range(0, len(difference), _ROWS_AT_ONCE):
+        bits = np.unpackbits(difference[at : at + _ROWS_AT_ONCE], axis=1, bitorder="little")[:, lanes]
+        changed += int(np.count_nonzero(np.bitwise_or.reduceat(bits, starts, axis=1)))
+    return changed
+
+
 def _values(dtype: str, elements: Bytes) -> npt.NDArray[np.float64]:
-    """Elements (n, bytes of one) u8 as float64; NaN where an element is no real number."""
-    if dtype in _NUMPY_TYPES:
-        return elements.reshape(-1).view(_NUMPY_TYPES[dtype]).astype(np.float64)
-    if dtype == "BF16":
-        return (elements.reshape(-1).view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    """Little-endian elements (n, bytes of one) u8 as float64; NaN where an element is no real number."""
+    plain = records.parse_label(dtype).element if records.is_known(dtype) else ""
+    if plain in _NUMPY_TYPES:
+        return np.ascontiguousarray(elements).reshape(-1).view(_NUMPY_TYPES[plain]).astype(np.float64)
+    if plain == "BF16":
+        return (np.ascontiguousarray(elements).reshape(-1).view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
     codes, inverse = np.unique(elements, axis=0, return_inverse=True)  # one-byte types have few; the others are rare
-    decoded = [records.decode_element(dtype, int.from_bytes(code.tobytes(), "little")) for code in codes]
+    decoded = [records.decode_element(plain, int.from_bytes(code.tobytes(), "little")) for code in codes]
     return np.array([math.nan if isinstance(one, str) else float(one) for one in decoded])[inverse.reshape(-1)]

@@ -63,6 +63,10 @@ def test_elements_below_a_byte_share_a_record() -> None:
         "F6_E2M3": 4,
         "F6_E3M2": 4,
         "F4": 2,
+        "I4": 2,
+        "U4": 2,
+        "I2": 4,
+        "U2": 4,
     }
 
 

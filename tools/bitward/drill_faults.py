@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitward.inject import InjectReport
-from bitward.inject_places import ElementLanes, LaneChoice, one_bit
+from bitward.inject_places import ElementLanes, LaneChoice
 from bitward_agent.findings import Damage, Flip
-from bitward_formats.spans import Layout, Span
+from bitward_formats import records
+from bitward_formats.spans import Layout, Role, Span
 
 _BURST_BYTES = 36
 """The burst in a published shard of OPT-175B."""
@@ -25,8 +26,6 @@ _FLIPS = 1000
 _BYTES_PER_FLIP = 4096
 _SMALLEST_BURST = 4
 _SMALLEST_REGION = 512
-
-_TOP_EXPONENT_BIT = {"F64": 62, "F32": 30, "F16": 14, "BF16": 14, "F8_E4M3": 6, "F8_E5M2": 6, "F8_E4M3FNUZ": 6, "F8_E5M2FNUZ": 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,9 @@ class Fault:
 
 def top_exponent_bit(span: Span) -> ElementLanes:
     """The bit whose flip turns a weight into a number beyond all others; the one that attackers and GPUHammer go for."""
-    bit = _TOP_EXPONENT_BIT.get(span.dtype)
-    return () if bit is None else one_bit(bit)(span)
+    form = records.form_of_span(span)
+    tops = ((number, number.type.top_exponent_bit) for number in form.numbers)
+    return tuple((form.stored_lanes(number)[top],) for number, top in tops if top is not None) if span.role is Role.TENSOR else ()
 
 
 def faults_for(layout: Layout) -> list[Fault]:

@@ -22,6 +22,7 @@ from bitward.inject_places import (
     critical_lanes,
     draw_flips,
     draw_rate,
+    every_bit,
     every_lane,
     one_bit,
     runs_of,
@@ -197,7 +198,7 @@ def _place_zero(fd: int, rng: Random, length: int, file_bytes: int, burst: range
 
 def _runs(layout: Layout, choice: LaneChoice | None, rate: float | None, taken: list[range]) -> list[Run]:
     if choice is None and rate is None:
-        return runs_of(layout, lambda span: (tuple(range(8 * span.kind.record_bytes)),), taken)
+        return runs_of(layout, every_bit, taken)
     return runs_of(layout, choice or every_lane, taken)
 
 

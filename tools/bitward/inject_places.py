@@ -1,7 +1,7 @@
 """Which bits of a file may be flipped: chosen by a layout, counted, drawn and named. Reads and writes nothing.
 
-The places that a fault may hit are a list of *runs*: equal records in a row and, for each element of a record, the lanes that
-may be hit. All runs together make one long number line of places, on which a fault is drawn as one number.
+The places that a fault may hit are a list of *runs*: equal records in a row and, for each number of a record (an element, a code or a
+scale), the lanes that may be hit. All runs together make one long number line of places, on which a fault is drawn as one number.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import log, log1p, prod
+from math import log, log1p
 from random import Random
 
+from bitward_formats import records
 from bitward_formats.spans import Layout, Role, Span
 
 ElementLanes = tuple[tuple[int, ...], ...]
-"""For each element of a record the lanes of the record that may be hit; elements without any are left out."""
+"""For each number of a record the lanes of the record that may be hit; numbers without any are left out."""
 
 LaneChoice = Callable[[Span], ElementLanes]
 
@@ -44,43 +45,35 @@ class Run:
     lanes: ElementLanes
 
 
-def element_shape(span: Span) -> tuple[int, int]:
-    """Elements in a record, and bits of an element. A record that does not fall into equal elements counts as one."""
-    record_bits = 8 * span.kind.record_bytes
-    records = span.length // span.kind.record_bytes
-    elements = prod(span.dims) if span.role is Role.TENSOR else records
-    if records == 0 or elements % records or record_bits % (elements // records):
-        return 1, record_bits
-    return elements // records, record_bits * records // elements
-
-
-def _split(span: Span, mask: int) -> ElementLanes:
-    """The lanes of a record that ``mask`` has, by element. Nothing of a span that is no tensor."""
+def _split(span: Span, wanted: Callable[[int, int], bool]) -> ElementLanes:
+    """The lanes of a record that ``wanted(lane, bit of its number)`` picks, by number. Nothing of a span that is no tensor."""
     if span.role is not Role.TENSOR:
         return ()
-    count, bits = element_shape(span)
-    lanes = (tuple(lane for lane in range(e * bits, (e + 1) * bits) if mask >> lane & 1) for e in range(count))
+    form = records.form_of_span(span)
+    lanes = (tuple(lane for bit, lane in enumerate(form.stored_lanes(number)) if wanted(lane, bit)) for number in form.numbers)
     return tuple(one for one in lanes if one)
+
+
+def every_bit(span: Span) -> ElementLanes:
+    """All bits of any span, a tensor or not."""
+    return (tuple(range(8 * records.form_of_span(span).kind.record_bytes)),)
 
 
 def every_lane(span: Span) -> ElementLanes:
     """All bits of the tensors."""
-    return _split(span, -1)
+    return _split(span, lambda _lane, _bit: True)
 
 
 def critical_lanes(span: Span) -> ElementLanes:
     """The bits of the tensors whose flip changes a value by orders of magnitude."""
-    return _split(span, int.from_bytes(span.kind.critical_mask, "little"))
+    mask = records.form_of_span(span).kind.critical_mask
+    return _split(span, lambda lane, _bit: bool(mask[lane // 8] >> lane % 8 & 1))
 
 
 def one_bit(bit: int) -> LaneChoice:
-    """One bit of each element of the tensors that have so many bits; it counts from the least significant."""
+    """One bit of each number (element, code, scale) that has so many bits; it counts from the least significant."""
 
-    def choose(span: Span) -> ElementLanes:
-        count, bits = element_shape(span)
-        return _split(span, sum(1 << (e * bits + bit) for e in range(count))) if bit < bits else ()
-
-    return choose
+    return lambda span: _split(span, lambda _lane, its_bit: its_bit == bit)
 
 
 def runs_of(layout: Layout, choice: LaneChoice, taken: Sequence[range]) -> list[Run]:
@@ -89,14 +82,14 @@ def runs_of(layout: Layout, choice: LaneChoice, taken: Sequence[range]) -> list[
     for span in layout.spans:
         lanes = choice(span) if span.length else ()
         if lanes:
-            size = span.kind.record_bytes
+            size = records.form_of_span(span).kind.record_bytes
             runs += [Run(start, (stop - start) // size, size, lanes) for start, stop in _free(span, taken)]
     return runs
 
 
 def _free(span: Span, taken: Sequence[range]) -> Iterator[tuple[int, int]]:
     """Byte ranges of whole records of a span which touch none of the taken ranges."""
-    size = span.kind.record_bytes
+    size = records.form_of_span(span).kind.record_bytes
     start = span.offset
     for one in sorted(taken, key=lambda each: each.start):
         low, high = max(one.start, span.offset), min(one.stop, span.end)
@@ -125,7 +118,7 @@ def draw_flips(runs: Sequence[Run], count: int, rng: Random) -> Iterator[tuple[i
 
     Raises InjectRefusedError if there are fewer.
     """
-    flat = [tuple(lane for lanes in run.lanes for lane in lanes) for run in runs]
+    flat = [sorted(lane for lanes in run.lanes for lane in lanes) for run in runs]
     lengths = [run.records * len(lanes) for run, lanes in zip(runs, flat, strict=True)]
     if count > sum(lengths):
         raise InjectRefusedError(f"{count:,} flips asked for, but only {sum(lengths):,} such bits are there")
@@ -172,17 +165,8 @@ class Names:
         span = self._spans[bisect_right(self._starts, offset) - 1]
         if span.role is not Role.TENSOR:
             return Element(None, (), bit)
-        record, byte = divmod(offset - span.offset, span.kind.record_bytes)
-        per_record, bits = element_shape(span)
-        element, element_bit = divmod(8 * byte + bit, bits)
-        return Element(span.name, _unravel(record * per_record + element, span.dims), element_bit)
-
-
-def _unravel(element: int, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major coordinates; the plain number where the shape does not count these elements."""
-    index: list[int] = []
-    rest = element
-    for dim in reversed(dims):
-        rest, coordinate = divmod(rest, dim) if dim else (rest, 0)
-        index.append(coordinate)
-    return (element,) if rest else tuple(reversed(index))
+        form = records.form_of_span(span)
+        record, byte = divmod(offset - span.offset, form.kind.record_bytes)
+        which, its_bit = form.places[8 * byte + bit]
+        place = record * form.elements + form.numbers[which].element
+        return Element(span.name, records.locator(span, form)(place), its_bit)

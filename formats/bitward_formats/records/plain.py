@@ -1,7 +1,6 @@
-"""Record kinds of the plain element types, and how to read one element's bits.
+"""The plain element types: how many bits, which of them are critical, what field a bit belongs to, which value the bits mean.
 
-The table of SPEC section 2.2 as code: which record an element type uses, which of its lanes are critical, what field a bit belongs
-to and which value the bits mean. The masks are not typed in; they follow from the formats' field widths. Reads single elements for
+The table of SPEC section 2.2 as code. The masks are not typed in; they follow from the formats' field widths. Reads single elements for
 reports; it is no array conversion.
 
 Sources of the small floats: E4M3 and E5M2, Micikevicius et al., "FP8 Formats for Deep Learning" (2022); the FNUZ variants, Noune et al.,
@@ -13,9 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum, auto
-
-from bitward_formats.errors import UnknownDtypeError
-from bitward_formats.spans import OPAQUE_KIND, RecordKind
 
 
 class Family(Enum):
@@ -67,6 +63,11 @@ class ElementType:
         """Width of one number: half of a complex element, else the element."""
         return self.bits // 2 if self.family is Family.COMPLEX else self.bits
 
+    @property
+    def top_exponent_bit(self) -> int | None:
+        """The bit whose flip turns a weight into a number beyond all others; none in floats of so small a range that there is no such."""
+        return self.bits - 2 if self.family is Family.FLOAT and self.exponent_bits >= 4 else None
+
     def is_critical(self, bit: int) -> bool:
         """Whether a flip of this bit changes the value by orders of magnitude (for integers: the upper half)."""
         if self.family in (Family.FLOAT, Family.COMPLEX):
@@ -82,7 +83,12 @@ def _float(exponent_bits: int, mantissa_bits: int, bias: int | None = None, spec
     return ElementType(Family.FLOAT, width, exponent_bits, mantissa_bits, ieee_bias if bias is None else bias, specials)
 
 
-_ELEMENT_TYPES: dict[str, ElementType] = {
+def _complex(exponent_bits: int, mantissa_bits: int) -> ElementType:
+    half = _float(exponent_bits, mantissa_bits)
+    return ElementType(Family.COMPLEX, 2 * half.bits, exponent_bits, mantissa_bits, half.bias)
+
+
+ELEMENT_TYPES: dict[str, ElementType] = {
     "": ElementType(Family.RAW, 8),
     "F64": _float(11, 52),
     "F32": _float(8, 23),
@@ -96,7 +102,9 @@ _ELEMENT_TYPES: dict[str, ElementType] = {
     "F6_E2M3": _float(2, 3, specials=Specials.NONE),
     "F6_E3M2": _float(3, 2, specials=Specials.NONE),
     "F4": _float(2, 1, specials=Specials.NONE),
-    "C64": ElementType(Family.COMPLEX, 64, exponent_bits=8, mantissa_bits=23, bias=127),
+    "C32": _complex(5, 10),
+    "C64": _complex(8, 23),
+    "C128": _complex(11, 52),
     "I64": ElementType(Family.SIGNED, 64),
     "U64": ElementType(Family.UNSIGNED, 64),
     "I32": ElementType(Family.SIGNED, 32),
@@ -105,58 +113,20 @@ _ELEMENT_TYPES: dict[str, ElementType] = {
     "U16": ElementType(Family.UNSIGNED, 16),
     "I8": ElementType(Family.SIGNED, 8),
     "U8": ElementType(Family.UNSIGNED, 8),
+    "I4": ElementType(Family.SIGNED, 4),
+    "U4": ElementType(Family.UNSIGNED, 4),
+    "I2": ElementType(Family.SIGNED, 2),
+    "U2": ElementType(Family.UNSIGNED, 2),
     "BOOL": ElementType(Family.RAW, 8),
 }
 
 
-def _record_kind(element: ElementType) -> RecordKind:
-    record_bytes = element.bits * element.elements_per_record // 8
-    lanes = (lane for lane in range(8 * record_bytes) if element.is_critical(lane % element.bits))
-    kind = RecordKind(record_bytes, sum(1 << lane for lane in lanes).to_bytes(record_bytes, "little"))
-    # One object for all opaque bytes, so that layouts share it.
-    return OPAQUE_KIND if element.family is Family.RAW and kind == OPAQUE_KIND else kind
-
-
-_RECORD_KINDS: dict[str, RecordKind] = {dtype: _record_kind(element) for dtype, element in _ELEMENT_TYPES.items()}
-
-PLAIN_DTYPES: tuple[str, ...] = tuple(dtype for dtype in _ELEMENT_TYPES if dtype)
+PLAIN_DTYPES: tuple[str, ...] = tuple(dtype for dtype in ELEMENT_TYPES if dtype)
 """The names of all plain element types, in the order of SPEC section 2.2."""
 
 
-def _element_type(dtype: str) -> ElementType:
-    element = _ELEMENT_TYPES.get(dtype)
-    if element is None:
-        raise UnknownDtypeError(f"unknown element type {dtype[:40]!r}; this version knows {', '.join(PLAIN_DTYPES)}")
-    return element
-
-
-def kind_of(dtype: str) -> RecordKind:
-    """The record kind of an element type; "" is the opaque byte. Raises UnknownDtypeError."""
-    _element_type(dtype)
-    return _RECORD_KINDS[dtype]
-
-
-def element_bits(dtype: str) -> int:
-    """Width of one element in bits: 4 to 64. Raises UnknownDtypeError."""
-    return _element_type(dtype).bits
-
-
-def elements_per_record(dtype: str) -> int:
-    """Elements in one record: more than one where an element is smaller than a byte. Raises UnknownDtypeError.
-
-    Element e of a record occupies its lanes ``e * element_bits .. (e + 1) * element_bits``.
-    """
-    return _element_type(dtype).elements_per_record
-
-
-def field_of(dtype: str, bit: int) -> str:
-    """What a bit of an element is: sign, exponent, mantissa, scale or raw (integers, booleans and opaque bytes).
-
-    ``bit`` counts from the element's least significant bit. Raises UnknownDtypeError, and ValueError for a bit that is not there.
-    """
-    element = _element_type(dtype)
-    if not 0 <= bit < element.bits:
-        raise ValueError(f"{dtype or 'an opaque byte'} has bits 0 to {element.bits - 1}, not {bit}")
+def field_of_bit(element: ElementType, bit: int) -> str:
+    """What a bit of an element is: sign, exponent, mantissa, scale or raw (integers, booleans and opaque bytes)."""
     if element.family is Family.SCALE:
         return "scale"
     if element.family not in (Family.FLOAT, Family.COMPLEX):
@@ -167,23 +137,21 @@ def field_of(dtype: str, bit: int) -> str:
     return "sign" if bit == element.part_bits - 1 else "exponent"
 
 
-def decode_element(dtype: str, bits: int) -> float | int | str:
-    """The value that an element's bits mean, ``bits`` as an unsigned number.
+def decode(element: ElementType, bits: int) -> float | int | str:
+    """The value of an element, ``bits`` as an unsigned number of its width.
 
     Floats are exact as a Python float, or one of "nan", "inf", "-inf"; complex elements are a string such as "1.5+2j"; integers,
-    booleans (0 and 1, and what damage makes of them) and opaque bytes are an int. Raises UnknownDtypeError, and ValueError for bits
-    that the element does not have.
+    booleans (0 and 1, and what damage makes of them) and opaque bytes are an int.
     """
-    element = _element_type(dtype)
-    if not 0 <= bits < 1 << element.bits:
-        raise ValueError(f"{bits:#x} does not fit {element.bits} bits of {dtype or 'an opaque byte'}")
     match element.family:
         case Family.FLOAT:
             return _json_number(_decode_float(element, bits))
         case Family.COMPLEX:
-            real, imaginary = _decode_float(element, bits & 0xFFFFFFFF), _decode_float(element, bits >> 32)
-            # Nine digits tell any two binary32 numbers apart.
-            return f"{real:.9g}{imaginary:+.9g}j"
+            part = element.part_bits
+            real, imaginary = _decode_float(element, bits & ((1 << part) - 1)), _decode_float(element, bits >> part)
+            # Nine digits tell any two binary32 numbers apart, seventeen any two of binary64.
+            digits = 17 if part == 64 else 9
+            return f"{real:.{digits}g}{imaginary:+.{digits}g}j"
         case Family.SCALE:
             return "nan" if bits == 0xFF else math.ldexp(1.0, bits - element.bias)
         case Family.SIGNED:
@@ -215,14 +183,3 @@ def _decode_float(element: ElementType, bits: int) -> float:
 def _json_number(value: float) -> float | str:
     """JSON has no words for what is not a number, so these travel as strings."""
     return value if math.isfinite(value) else str(value)
-
-
-def unravel(element_index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The row-major coordinates of an element of an array of shape ``dims``. Raises ValueError for an index outside the array."""
-    if not 0 <= element_index < math.prod(dims):
-        raise ValueError(f"no element {element_index} in an array of shape {dims}")
-    coordinates = []
-    for dim in reversed(dims):
-        element_index, coordinate = divmod(element_index, dim)
-        coordinates.append(coordinate)
-    return tuple(reversed(coordinates))
