@@ -106,5 +106,13 @@ class UnsupportedArchiveError(CheckpointError):
     """An archive that is encrypted, split over several files, or packed in a way that this version cannot unpack."""
 
 
+class PickleSyntaxError(CheckpointError):
+    """What should be a pickle is none, or not the one that the format asks for."""
+
+
+class PickleTooLargeError(CheckpointError):
+    """A pickle needs more steps, objects or depth than this version spends on one."""
+
+
 class MissingExtraError(FormatError):
     """A feature needs an optional package that is not installed."""
