@@ -5,7 +5,7 @@ tensors, named by their path from the root group; so is a chunked one that has a
 elements that are no plain numbers, are opaque; a compact data set stays part of the header that it is stored in. Every byte that no data
 set claims is header where metadata was found, else a gap.
 
-What an object does not say clearly, or in a version that is not known here, costs that object alone, with a note; structures that
+What a data set does not say clearly, or in a version that is not known here, costs that data set alone, with a note; structures that
 contradict themselves or the file's size are a named error. Source: HDF5 File Format Specification 3.0.
 """
 
