@@ -46,6 +46,10 @@ class CheckpointError(FormatError):
     """A checkpoint which is not valid in its own format. It can still be protected as opaque bytes."""
 
 
+class FormatVersionError(CheckpointError):
+    """A version of the checkpoint's format that this version of Bitward does not read."""
+
+
 class HeaderTooShortError(CheckpointError):
     """The file ends before its header does."""
 

@@ -24,6 +24,7 @@ OPTIONS = {
     "verify": {"--tensor", "--sidecar-only", "--sidecar-dir"},
     "repair": {"--from", "--dry-run", "--best-effort", "--sidecar-dir"},
     "explain": {"--sidecar-dir"},
+    "inspect": {"--all"},
     "diff": set(),
     "inject": {"--flips", "--rate", "--lanes", "--burst", "--zero", "--seed", "--keep-mtime"},
     "drill": {"--seed"},

@@ -27,7 +27,7 @@ def spec_table() -> dict[str, tuple[int, set[int]]]:
     table = {}
     for dtype, record_bytes, ranges in rows:
         ends = [tuple(map(int, lanes.split("–"))) for lanes in ranges.split(", ")]
-        table[dtype] = int(record_bytes), {lane for first, last in ends for lane in range(first, last + 1)}
+        table[dtype] = int(record_bytes), {lane for end in ends for lane in range(end[0], end[-1] + 1)}
     return table
 
 

@@ -136,9 +136,9 @@ def encode_by_table(rows: list[Row], value: dict[str, Any]) -> bytes:
 
 
 def parse_lanes(text: str) -> list[int]:
-    """``3–5, 9–11`` as a list of lanes."""
+    """``3–5, 9`` as a list of lanes."""
     ends = [part.split("–") for part in text.split(", ")]
-    return list(itertools.chain.from_iterable(range(int(first), int(last) + 1) for first, last in ends))
+    return list(itertools.chain.from_iterable(range(int(end[0]), int(end[-1]) + 1) for end in ends))
 
 
 def test_element_types() -> None:

@@ -38,6 +38,7 @@ from bitward_agent.verify import FlipBudget, verify_file
 from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
+    from bitward_agent.inspection import InspectReport
     from bitward_agent.sources.local import LocalSource
 
 _VERDICT_OF_CODE = {
@@ -246,6 +247,21 @@ def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainRep
                 empty = FileGuarantee(member.path, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
                 files.append(replace(empty, message=str(error), exit_code=ExitCode.CANNOT_TELL))
     return ExplainReport("bitward.explain/1", tuple(files), ExitCode.worst(file.exit_code for file in files))
+
+
+def inspect(*paths: PathLike) -> InspectReport:
+    """What each file is made of: spans, record kinds, critical lanes. Needs no sidecar, and reads no more than the files' headers."""
+    from bitward_agent.inspection import FileInspection, InspectReport, inspect_file
+
+    files: list[FileInspection] = []
+    for path in paths:
+        real = resolve(os.fspath(path))
+        for name in [member.path for member in list_unit(real).members] if os.path.isdir(real) else [real]:
+            try:
+                files.append(inspect_file(name))
+            except BitwardError as error:
+                files.append(FileInspection(name, 0, "", 0, message=str(error), exit_code=ExitCode.CANNOT_TELL))
+    return InspectReport("bitward.inspect/1", tuple(files), ExitCode.worst(file.exit_code for file in files))
 
 
 def diff(

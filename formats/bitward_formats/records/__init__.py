@@ -12,13 +12,16 @@ from functools import cache
 
 from bitward_formats.errors import UnknownDtypeError
 from bitward_formats.records.forms import Number, RecordForm, Value, make_form
+from bitward_formats.records.ggml import BLOCKS
+from bitward_formats.records.ggml_grids import GRID_BLOCKS
 from bitward_formats.records.labels import Label, index_in_tensor, parse_label, unravel
-from bitward_formats.records.plain import ELEMENT_TYPES, PLAIN_DTYPES, ElementType, Family, decode, field_of_bit
+from bitward_formats.records.plain import ELEMENT_TYPES, PLAIN_DTYPES, ElementType, decode, field_of_bit
 from bitward_formats.spans import OPAQUE_KIND, RecordKind, Span
 
 __all__ = [
     "OPAQUE_FORM",
     "PLAIN_DTYPES",
+    "QUANTISED_DTYPES",
     "Label",
     "Number",
     "RecordForm",
@@ -38,10 +41,23 @@ __all__ = [
 ]
 
 
+_QUANTISED = {**BLOCKS, **GRID_BLOCKS}
+
+QUANTISED_DTYPES: tuple[str, ...] = tuple(_QUANTISED)
+"""The names of all types that come in blocks."""
+
+
+def _unknown(dtype: str) -> UnknownDtypeError:
+    return UnknownDtypeError(f"unknown element type {dtype[:40]!r}; this version knows {', '.join(PLAIN_DTYPES + QUANTISED_DTYPES)}")
+
+
 def _element_type(dtype: str) -> ElementType:
-    element = ELEMENT_TYPES.get(parse_label(dtype).element)
+    name = parse_label(dtype).element
+    if name in _QUANTISED:
+        raise UnknownDtypeError(f"{dtype[:40]} comes in blocks: its elements have no bits of their own")
+    element = ELEMENT_TYPES.get(name)
     if element is None:
-        raise UnknownDtypeError(f"unknown element type {dtype[:40]!r}; this version knows {', '.join(PLAIN_DTYPES)}")
+        raise _unknown(dtype)
     return element
 
 
@@ -57,6 +73,8 @@ def _plain_form(element: ElementType, *, big_endian: bool) -> RecordForm:
 
 @cache
 def _known_form(element: str, big_endian: bool) -> RecordForm:
+    if element in _QUANTISED:
+        return _QUANTISED[element]().form(big_endian=big_endian)
     return _plain_form(ELEMENT_TYPES[element], big_endian=big_endian)
 
 
@@ -66,8 +84,9 @@ OPAQUE_FORM = _known_form("", big_endian=False)
 
 def form_of(dtype: str) -> RecordForm:
     """The form of a label's record; one object for each. Raises UnknownDtypeError."""
-    _element_type(dtype)
     label = parse_label(dtype)
+    if label.element not in ELEMENT_TYPES and label.element not in _QUANTISED:
+        raise _unknown(dtype)
     return _known_form(label.element, big_endian=label.big_endian)
 
 
@@ -105,18 +124,18 @@ def kind_of(dtype: str) -> RecordKind:
     """The record kind of a label; "" is the opaque byte. Raises UnknownDtypeError."""
     kind = form_of(dtype).kind
     # One object for all opaque bytes, so that layouts share it.
-    return OPAQUE_KIND if kind == OPAQUE_KIND and _element_type(dtype).family is Family.RAW else kind
+    return OPAQUE_KIND if kind == OPAQUE_KIND and dtype in ("", "BOOL") else kind
 
 
 def element_bits(dtype: str) -> int:
-    """Width of one element in bits: 2 to 128. Raises UnknownDtypeError."""
+    """Width of one element in bits: 2 to 128. Raises UnknownDtypeError, also for types that come in blocks."""
     return _element_type(dtype).bits
 
 
 def elements_per_record(dtype: str) -> int:
-    """Elements in one record: more than one where an element is smaller than a byte. Raises UnknownDtypeError.
+    """Elements in one record: more than one where an element is smaller than a byte, or comes in blocks. Raises UnknownDtypeError.
 
-    Element e of a little-endian record occupies its lanes ``e * element_bits .. (e + 1) * element_bits``.
+    Plain element e of a little-endian record occupies its lanes ``e * element_bits .. (e + 1) * element_bits``.
     """
     return form_of(dtype).elements
 
