@@ -13,10 +13,10 @@ from bitward_agent.errors import UnreadableError
 from bitward_agent.findings import Flip, Progress, ProgressSink, TensorDifference
 from bitward_agent.flips import count_flips, list_flips
 from bitward_agent.io import OpenFile
+from bitward_agent.neighbours import layout_of_file
 from bitward_agent.verify import FlipBudget
 from bitward_formats import records
 from bitward_formats.blocks import Block
-from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout, Role, Span
 
 Bytes = npt.NDArray[np.uint8]
@@ -24,8 +24,17 @@ _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1 << 12
 """Records whose bits are spread out at once: a byte for each bit."""
 _NUMPY_TYPES = {
-    "F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2",
-    "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I8": "<i1",
+    "U8": "<u1",
+    "I16": "<i2",
+    "U16": "<u2",
+    "I32": "<i4",
+    "U32": "<u4",
+    "I64": "<i8",
+    "U64": "<u8",
 }
 
 
@@ -53,7 +62,7 @@ def diff_files(a: str, b: str, budget: FlipBudget, progress: ProgressSink | None
         UnreadableError: one of them cannot be read, a bad sector included: what was not read was not compared.
     """
     with OpenFile(a) as file_a, OpenFile(b) as file_b:
-        layouts = [layout_of(file.read, file.state().size, file.path) for file in (file_a, file_b)]
+        layouts = [layout_of_file(file, file.state().size) for file in (file_a, file_b)]
         spans_a, spans_b = (_named(layout) for layout in layouts)
         differences: list[TensorDifference] = []
         done = 0

@@ -26,9 +26,7 @@ class Judgement:
     notes: tuple[str, ...]
 
 
-def judge(
-    pair: OpenPair, result: ScanResult, excess: int, budget: FlipBudget, progress: ProgressSink | None = None
-) -> Judgement:
+def judge(pair: OpenPair, result: ScanResult, excess: int, budget: FlipBudget, progress: ProgressSink | None = None) -> Judgement:
     """Decode all bad blocks and name every flip that can be named."""
     damage: list[Damage] = []
     differences = Differences()

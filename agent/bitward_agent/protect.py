@@ -14,11 +14,11 @@ from bitward_agent.encode import Coder, ZoneParity
 from bitward_agent.errors import BusyError, InputError, UntrustedError, WriteError
 from bitward_agent.findings import ProgressSink
 from bitward_agent.io import DISK, Disk, FileState, OpenFile
+from bitward_agent.neighbours import layout_of_file
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.page_arrays import paginate_array
 from bitward_formats.pages import PAGE_BYTES, pages_for
-from bitward_formats.readers import layout_of
 from bitward_formats.sidecar import Plan, metadata_pages, plan_sidecar
 from bitward_formats.spans import Layout
 from bitward_formats.superblock import KIND_FILE, ORIGINS, Superblock, with_salt
@@ -118,7 +118,7 @@ def protect_file(
     with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-sha256") as pool:
         before = file.state()
         check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if protection.check_sha256 else None
-        layout = protection.layout or layout_of(file.read, before.size, path)
+        layout = protection.layout or layout_of_file(file, before.size)
         plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
         with atomic_file(sidecar, disk, mode=file.access_mode()) as target:
             superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)

@@ -361,4 +361,3 @@ class _Repair:
             message="; ".join(self.notes),
             exit_code=code,
         )
-

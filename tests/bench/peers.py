@@ -50,9 +50,7 @@ def _install(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
     subprocess.run([*pip, "install", "-qq", *_REQUIREMENTS], check=True)
-    subprocess.run(
-        [str(folder / "bin" / "python"), "-c", _MAKE_KEY, str(folder / "private.pem"), str(folder / "public.pem")], check=True
-    )
+    subprocess.run([str(folder / "bin" / "python"), "-c", _MAKE_KEY, str(folder / "private.pem"), str(folder / "public.pem")], check=True)
     (folder / "complete").touch()
 
 

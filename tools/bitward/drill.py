@@ -19,7 +19,8 @@ from bitward.drill_copy import make_copy, sha256_of, temporary_folder
 from bitward.drill_faults import Fault, faults_for, located
 from bitward.inject import InjectReport, inject
 from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SidecarState, Verdict, VerifyReport
-from bitward_formats.readers import layout_of
+from bitward_agent.io import OpenFile
+from bitward_agent.neighbours import layout_of_file
 from bitward_formats.spans import Layout
 
 SCHEMA = "bitward.drill/1"
@@ -141,8 +142,8 @@ def drill(
 
 
 def _layout(path: Path) -> Layout:
-    with path.open("rb") as file:
-        return layout_of(lambda offset, length: os.pread(file.fileno(), length, offset), path.stat().st_size, path.name)
+    with OpenFile(os.path.realpath(path)) as file:
+        return layout_of_file(file, file.state().size)
 
 
 def _prepare(original: Path | None, folder: Path, seed: int, jobs: int | None, sink: ProgressSink | None) -> tuple[_Patient, Prepared]:

@@ -28,6 +28,7 @@ from bitward.inject_places import (
     runs_of,
 )
 from bitward_agent.findings import FLIPS_LISTED_LIMIT
+from bitward_agent.neighbours import FolderNeighbours
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout
 
@@ -123,7 +124,8 @@ def inject(
     target = os.path.realpath(given, strict=True)
     rng = Random(seed)
     with _opened(target, keep_mtime) as (fd, file_bytes):
-        layout = layout_of(lambda offset, length: _read(fd, offset, length), file_bytes, os.path.basename(given))
+        with FolderNeighbours(target) as neighbours:
+            layout = layout_of(lambda offset, length: _read(fd, offset, length), file_bytes, os.path.basename(given), neighbours)
         burst_at = _place(rng, burst_bytes, file_bytes, "burst")
         zero_at = _place_zero(fd, rng, zero_bytes, file_bytes, burst_at)
         runs = _runs(layout, choice, rate, [burst_at, zero_at])

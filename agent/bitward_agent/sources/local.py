@@ -6,8 +6,8 @@ import os
 
 from bitward_agent.errors import InputError, UnreadableError
 from bitward_agent.io import OpenFile, resolve
+from bitward_agent.neighbours import layout_of_file
 from bitward_formats.blocks import Block
-from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout, Role, Span
 
 
@@ -42,7 +42,7 @@ class LocalSource:
 
     def _layout(self) -> Layout | None:
         try:
-            return layout_of(self._file.read, self._size, self._file.path)
+            return layout_of_file(self._file, self._size)
         except UnreadableError:
             return None
 

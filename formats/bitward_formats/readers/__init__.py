@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bitward_formats.errors import CheckpointError
-from bitward_formats.readers import gguf, hdf5, npy, npz, opaque, safetensors
+from bitward_formats.readers import gguf, hdf5, npy, npz, opaque, safetensors, torch_dcp, torch_legacy, torch_zip
 from bitward_formats.readers.file_view import Alone, Fetch, FileView, Neighbours
 from bitward_formats.spans import Layout
 
@@ -37,7 +37,7 @@ class Reader(Protocol):
         """The layout of a file of this format. Raises CheckpointError."""
 
 
-READERS: tuple[Reader, ...] = (gguf, safetensors, npy, npz, hdf5)
+READERS: tuple[Reader, ...] = (gguf, safetensors, npy, npz, hdf5, torch_dcp, torch_legacy, torch_zip)
 """In the order in which they are tried; the opaque reader takes what is left."""
 
 

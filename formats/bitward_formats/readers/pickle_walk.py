@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bitward_formats.errors import PickleSyntaxError, PickleTooLargeError
+from bitward_formats.readers.pickle_nodes import Blob, Call, Global, Listing, Mapping, Persistent
 from bitward_formats.readers.pickle_tape import Tape
 
 STEP_LIMIT = 1 << 24
 """Opcodes in all pickles of a file. A tensor takes about forty."""
 NODE_LIMIT = 1 << 21
 """Containers and records in all pickles of a file. A tensor takes seven; each has a few hundred bytes here at most."""
+UNPACKED_LIMIT_BYTES = 1 << 26
+"""Most bytes of pickles that lie packed in an archive; others are read in pieces, at any length."""
 STACK_LIMIT = 1 << 20
 MARK_LIMIT = 1 << 16
 MEMO_INDEX_LIMIT = 1 << 32
@@ -29,57 +32,11 @@ TEXT_LIMIT_BYTES = 65_535
 INTEGER_LIMIT_BYTES = 255
 
 
-@dataclass(eq=False, slots=True)
-class Global:
-    """What a pickle names as importable."""
-
-    module: str
-    name: str
-
-
-@dataclass(eq=False, slots=True)
-class Blob:
-    """A string or bytes object too long to be kept."""
-
-    length: int
-
-
-@dataclass(eq=False, slots=True)
-class Listing:
-    """A list or set."""
-
-    items: list[object] = field(default_factory=list)
-
-
-@dataclass(eq=False, slots=True)
-class Mapping:
-    """A dict as the pairs that were set, in that order; keys may come twice."""
-
-    pairs: list[tuple[object, object]] = field(default_factory=list)
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """What calling or instantiating ``function`` with ``args`` would have made, and what was put into it afterwards."""
-
-    function: object
-    args: tuple[object, ...]
-    items: list[object] = field(default_factory=list)
-    pairs: list[tuple[object, object]] = field(default_factory=list)
-    state: object = None
-
-
-@dataclass(eq=False, slots=True)
-class Persistent:
-    """An object that lies outside the pickle, by the id that the pickle gives it."""
-
-    pid: object
-
-
 @dataclass(slots=True)
 class Budget:
     """What all pickles of a file together may still take."""
 
+    unpacked_bytes: int = UNPACKED_LIMIT_BYTES
     steps: int = STEP_LIMIT
     nodes: int = NODE_LIMIT
 
@@ -114,7 +71,7 @@ _PUTS = {ord("q"): 1, ord("r"): 4}
 
 
 class Machine:
-    """Walks one pickle; ``load`` gives its root node. ``tape`` then stands behind it."""
+    """Walks one pickle; ``load`` gives its root node. ``tape`` then stands behind it, ``persistents`` lists all of those met."""
 
     def __init__(self, tape: Tape, budget: Budget) -> None:
         self._tape = tape
@@ -123,6 +80,7 @@ class Machine:
         self._marks: list[list[object]] = []
         self._memo: dict[int, object] = {}
         self._handlers = self._table()
+        self.persistents: list[Persistent] = []
 
     def load(self) -> object:
         """The node that the pickle describes.
@@ -191,8 +149,8 @@ class Machine:
             ("o", lambda _: self._object(self._pop_mark())),
             ("R", lambda _: self._call(self._take_last(2))),
             ("b", lambda _: self._build()),
-            ("P", lambda _: self._push_node(Persistent(self._text()))),
-            ("Q", lambda _: self._push_node(Persistent(self._pop()))),
+            ("P", lambda _: self._persistent(self._text())),
+            ("Q", lambda _: self._persistent(self._pop())),
         ]
 
     def _binary_handlers(self) -> dict[int, Callable[[int], None]]:
@@ -363,6 +321,11 @@ class Machine:
         if not values:
             raise self._error("makes an object without a class")
         self._push_node(Call(values[0], tuple(values[1:])))
+
+    def _persistent(self, pid: object) -> None:
+        node = Persistent(pid)
+        self._push_node(node)
+        self.persistents.append(node)
 
     def _stack_global(self) -> None:
         module, name = self._take_last(2)
