@@ -47,7 +47,7 @@ class CheckpointError(FormatError):
 
 
 class FormatVersionError(CheckpointError):
-    """A version of the checkpoint's format that this version of Bitward does not read."""
+    """A version of the checkpoint's format, or a feature of it, that this version of Bitward does not read."""
 
 
 class HeaderTooShortError(CheckpointError):
@@ -60,10 +60,6 @@ class HeaderTooLargeError(CheckpointError):
 
 class HeaderSyntaxError(CheckpointError):
     """The header is not what the format's grammar allows (not UTF-8, not JSON, wrong types)."""
-
-
-class FormatVersionError(CheckpointError):
-    """A version of the checkpoint's format, or a feature of it, that its reader does not know."""
 
 
 class DuplicateKeyError(CheckpointError):
