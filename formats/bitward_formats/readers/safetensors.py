@@ -10,7 +10,9 @@ Only the header is checked, and against the file's size; the tensors' bytes are 
 from __future__ import annotations
 
 import math
+import re
 import sys
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeGuard
 
@@ -28,7 +30,7 @@ from bitward_formats.errors import (
 )
 from bitward_formats.readers.file_view import Fetch, FileView
 from bitward_formats.readers.jsonwalk import Cursor, shown
-from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
+from bitward_formats.spans import OPAQUE_KIND, Layout, RecordKind, Role, Span
 
 NAME = "safetensors"
 SUFFIXES: tuple[str, ...] = (".safetensors",)
@@ -48,6 +50,15 @@ DTYPES = frozenset({
 METADATA_KEY = "__metadata__"
 METADATA_KEYS_LIMIT = 65_536
 """Most keys of the metadata; real files have hundreds. All of them are remembered, to find one that comes twice."""
+
+_KINDS_LIMIT = 4096
+"""Pairs of dtype and shape that are remembered while a header is read."""
+_USUAL_MEMBER = re.compile(
+    rb',~"([^"\\\x00-\x1f]{0,65535}+)"~:~'
+    rb'\{~("dtype"~:~"([A-Z0-9_]{1,16}+)"~,~"shape"~:~\[~((?:#(?:~,~#){0,7}+)?+)~\])~,~"data_offsets"~:~\[~(#)~,~(#)~\]~\}'
+    .replace(b"~", rb"[ \t\n\r]*+").replace(b"#", rb"(?:0|[1-9][0-9]{0,18}+)")
+)  # fmt: skip
+"""A comma and a member, as the reference library and json.dumps write them: few dimensions, no escapes, no other keys."""
 
 
 def looks_like(head: bytes, file_bytes: int, name: str) -> bool:
@@ -110,8 +121,51 @@ def _read_tensors(header: bytes, data_offset: int, data_bytes: int) -> list[Span
             _check_metadata(cursor)
         else:
             spans.append(_tensor_span(name, cursor.flat_object(), data_offset, data_bytes))
+        _take_usual(cursor, spans, seen, data_offset, data_bytes)
     cursor.expect_end()
     return spans
+
+
+def _take_usual(cursor: Cursor, spans: list[Span], seen: set[str], data_offset: int, data_bytes: int) -> None:
+    """Takes the members that follow as long as they are written in the usual way and nothing is wrong with them.
+
+    A hostile header can have a million. What is left, and what is wrong with it, is for the careful way to say.
+    """
+    kinds: dict[bytes, _Known | None] = {}
+    for match in cursor.run(_USUAL_MEMBER):
+        name_bytes, element, begin_digits, end_digits = match.group(1, 2, 5, 6)
+        known = kinds.get(element)
+        if known is None:
+            known = kinds[element] = _known(match[3].decode(), match[4])
+            if len(kinds) > _KINDS_LIMIT:
+                kinds.clear()
+        name, begin, end = name_bytes.decode("utf-8"), int(begin_digits), int(end_digits)
+        if known is None or end - begin != known.length or end > data_bytes or name in seen or name == METADATA_KEY:
+            return
+        seen.add(name)
+        spans.append(Span(Role.TENSOR, known.kind, data_offset + begin, known.length, known.dtype, known.dims, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What all members of one dtype and shape have in common."""
+
+    kind: RecordKind
+    length: int
+    dtype: str
+    dims: tuple[int, ...]
+
+
+def _known(dtype: str, shape: bytes) -> _Known | None:
+    """``None`` if anything is wrong."""
+    dims = list(map(int, shape.split(b","))) if shape.strip() else []
+    if dtype not in DTYPES:
+        return None
+    try:
+        length = _tensor_bytes("", dims, records.element_bits(dtype))
+    except TensorSizeError:
+        return None
+    return _Known(records.kind_of(dtype), length, sys.intern(dtype), tuple(dims))
 
 
 def _check_metadata(cursor: Cursor) -> None:
