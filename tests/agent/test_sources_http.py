@@ -237,7 +237,7 @@ def test_a_busy_server_is_asked_again(lost: LostBlocks, server: RangeServer) -> 
 
 def test_a_file_that_is_not_there(lost: LostBlocks, server: RangeServer) -> None:
     done = lost.repair([f"{server.url}/no/such.safetensors"])
-    still_hurt(lost, done, "")
+    still_hurt(lost, done, "no such file")
     assert all(one.status == 404 for one in server.seen)
 
 

@@ -72,10 +72,14 @@ class CopySource:
             if file is not None:
                 yield from _read(file, {(block.offset, block.end): block for block in blocks})
             return
+        found = False
         for name, wanted in self._in_tensors([block for block in blocks if block.span.role is Role.TENSOR]):
             file = self._file(name)
             if file is not None:
+                found = True
                 yield from _read(file, wanted)
+        if not found and self._own_file()[1] is None:
+            raise SourceError(f"no such file: {self.shown(self._names[0])}; nor does another one there hold its tensors")
 
     def _own_file(self) -> tuple[str, RangedFile | None]:
         """The first of the names that is there."""
