@@ -43,6 +43,7 @@ class Faults:
     chunked: bool = False  # no Content-Length; with no_ranges
     wrong_range: int = 0  # the answer begins so many bytes later than it should, and says so
     lying_range: int = 0  # the answer begins later, and does not say so
+    ignores_if_range: bool = False
     endless: bool = False
     gzipped: bool = False
     silent: threading.Event | None = None  # nothing is answered until it is set
@@ -154,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[: faults.flip] + bytes([data[faults.flip] ^ 1]) + data[faults.flip + 1 :]
         etag, wanted = faults.etag(number), self.seen.range
         if_range = self.headers.get("If-Range")
-        if wanted is None or faults.no_ranges or (if_range and if_range != etag):
+        if wanted is None or faults.no_ranges or (if_range and if_range != etag and not faults.ignores_if_range):
             self._whole(data, etag)
             return
         first, last = wanted[0] + faults.wrong_range, min(wanted[1] + faults.wrong_range, len(data) - 1)
