@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+os.environ.setdefault("NO_PROXY", "127.0.0.1")  # a proxy of the tester's has no way back to this machine
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Faults:
     ignores_if_range: bool = False
     endless: bool = False
     gzipped: bool = False
+    trickle_seconds: float = 0.0  # the body comes in pieces of 4 KiB with such pauses
     silent: threading.Event | None = None  # nothing is answered until it is set
     busy: int = 0  # so many requests get 503
     status: int = 0  # every answer has this status
@@ -185,6 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         if breaks:
             body = body[: len(body) // 2]
             self.close_connection = True
+        while self.server.faults.trickle_seconds and len(body) > 4096:
+            time.sleep(self.server.faults.trickle_seconds)
+            self.wfile.write(body[:4096])
+            body = body[4096:]
         self.wfile.write(body)
         self.wfile.flush()
         self.seen.sent += len(body)

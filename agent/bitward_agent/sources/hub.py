@@ -10,12 +10,11 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, unquote
 
 from bitward_agent.errors import InputError, SourceError
 from bitward_agent.sources.addresses import WebAddress
-from bitward_agent.sources.http import HttpPlace
+from bitward_agent.sources.http import HttpFile, HttpPlace
 from bitward_agent.sources.limits import Budget, Limits, Meter
 from bitward_agent.sources.local import LocalPlace
 
@@ -123,7 +122,7 @@ class HubPlace:
                 place.close()
         self._server = self._api = None
 
-    def open(self, relative: str, meter: Meter) -> Any:
+    def open(self, relative: str, meter: Meter) -> HttpFile | None:
         """See ``Place.open``."""
         if self._server is None:
             revision = quote(self._address.revision, safe="")

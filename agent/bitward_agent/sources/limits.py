@@ -95,7 +95,7 @@ class TransientError(Exception):
 class Patience:
     """How often one request is tried again, and after which pause."""
 
-    def __init__(self, limits: Limits, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, limits: Limits, sleep: Callable[[float], object] = time.sleep) -> None:
         self._limits, self._sleep = limits, sleep
         self._idle = self._total = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ class RemoteFile:
     def __init__(self, limits: Limits, meter: Meter) -> None:
         self.limits, self.meter = limits, meter
         self.size: int | None = None
+        self._stopped = threading.Event()
 
     def close(self) -> None:
         """Nothing is held open between requests."""
@@ -35,6 +37,7 @@ class RemoteFile:
 
     def read(self, ranges: Sequence[Range]) -> Iterator[tuple[Range, bytes]]:
         """See ``RangedFile.read``. What is in flight at once is bounded, and so is what waits to be taken."""
+        self._stopped.clear()
         size = self.size
         there = [one for one in ranges if one[0] < one[1] and (size is None or one[1] <= size)]
         groups = list(coalesce(there, self.limits.gap_bytes, self.limits.request_bytes))
@@ -58,6 +61,7 @@ class RemoteFile:
                     except SourceError as error:
                         failure = failure or error  # what is under way may still come; nothing more is asked for
             finally:
+                self._stopped.set()  # whoever leaves early, by an error or Ctrl-C, does not wait for attempts to run out
                 for one in flying:
                     one.cancel()
         if failure:
@@ -71,11 +75,13 @@ class RemoteFile:
     def get(self, low: int, high: int) -> bytes:
         """Bytes ``low .. high``, in as many requests as it takes. Raises SourceError."""
         buffer = bytearray()
-        patience = Patience(self.limits)
+        patience = Patience(self.limits, self._stopped.wait)
         self.meter.reserve(high - low)
         try:
             while len(buffer) < high - low:
                 before = len(buffer)
+                if self._stopped.is_set():
+                    raise SourceError("stopped")
                 try:
                     self.meter.count_request()
                     self.read_part(low + before, high, buffer)
