@@ -425,10 +425,9 @@ def test_one_file_with_another_order(lost: LostBlocks, server: RangeServer) -> N
 
 def test_connections_that_break_while_another_layout_is_read(lost: LostBlocks, server: RangeServer) -> None:
     """The same size, so the same place is tried first; then the header, over connections that break too."""
-    tensors = list(made_checkpoint(8).items())
-    middle = [(name, tensor) for name, tensor in reversed(tensors)]
-    other = checkpoints.safetensors_bytes(dict(middle))
-    server.faults.files["/model.safetensors"] = other + bytes(max(0, len(lost.clean) - len(other)))
+    other = checkpoints.safetensors_bytes(dict(reversed(made_checkpoint(8).items())))
+    assert len(other) == len(lost.clean)
+    server.faults.files["/model.safetensors"] = other
     server.faults.drops = 6
     done = lost.repair([url(server)])
     healed(lost, done)
