@@ -33,3 +33,7 @@ class JournalError(BitwardError):
 
 class UntrustedError(BitwardError):
     """The file does not have the digest that an outside party vouches for."""
+
+
+class SourceError(BitwardError):
+    """A source of good blocks cannot give what it was asked for. The message holds no credentials."""

@@ -176,8 +176,26 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceUse:
+    """What one source was good for: blocks taken from it, and what asking cost. ``name`` has no credentials in it.
+
+    ``wrong_blocks`` came from it with bytes that their digests refuse; ``error`` is why it could give no more.
+    """
+
+    name: str
+    blocks: int
+    fetched_bytes: int
+    requests: int
+    wrong_blocks: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FileRepair:
-    """``repaired`` and ``remaining`` count blocks. ``verdict`` is the state after the repair."""
+    """``repaired`` and ``remaining`` count blocks. ``verdict`` is the state after the repair.
+
+    ``sources`` has an entry for each source of the file, in their order.
+    """
 
     path: str
     verdict: Verdict
@@ -193,6 +211,7 @@ class FileRepair:
     dry_run: bool = False
     message: str = ""
     exit_code: int = 0
+    sources: tuple[SourceUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bitward_agent.flips import count_flips
 from bitward_agent.locate import Locator, Outcome
 from bitward_agent.scan import ScanResult
-from bitward_agent.sources import Source
+from bitward_agent.sourcing import Sourcing
 from bitward_formats.blocks import Block
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,22 +41,50 @@ class Decision:
         return self.fix is not None and self.fix.vouched
 
 
-def decisions(locator: Locator, result: ScanResult, sources: Sequence[Source], *, best_effort: bool) -> Iterator[Decision]:
-    """For every bad block: parity first, then the sources in order, then, if asked for, what the codes agree on."""
+def decisions(
+    locator: Locator, result: ScanResult, sourcing: Sourcing | None = None, *, best_effort: bool = False
+) -> Iterator[Decision]:
+    """For every bad block: parity first, then the sources in order, then, if asked for, what the codes agree on.
+
+    Sources are asked when parity has done what it can, for all that is left at once: so neighbours are fetched together. Of what is left
+    only the numbers are kept meanwhile.
+    """
+    left: list[int] = []
     for outcomes in locator.outcomes(result.bad_blocks, result.unreadable):
         for outcome in outcomes:
-            yield Decision(outcome, _fix(locator, outcome, sources, best_effort=best_effort))
+            if outcome.correct is not None:
+                yield Decision(outcome, _make(outcome, outcome.correct, "parity", vouched=True))
+            elif sourcing:
+                left.append(outcome.block.number)
+            else:
+                yield Decision(outcome, _guess(outcome) if best_effort else None)
+    if sourcing and left:
+        yield from _from_sources(locator, result, sourcing, left, best_effort=best_effort)
 
 
-def _fix(locator: Locator, outcome: Outcome, sources: Sequence[Source], *, best_effort: bool) -> Fix | None:
-    if outcome.correct is not None:
-        return _make(outcome, outcome.correct, "parity", vouched=True)
-    for source in sources:
-        for candidate in source.candidates(outcome.block):
-            data = np.frombuffer(candidate, np.uint8)
-            if locator.is_leaf(outcome.block, data):
-                return _make(outcome, data, source.name, vouched=True)
-    if best_effort and outcome.agreed is not None and not outcome.unreadable and (outcome.agreed != outcome.found).any():
+def _from_sources(locator: Locator, result: ScanResult, sourcing: Sourcing, left: list[int], *, best_effort: bool) -> Iterator[Decision]:
+    missing = set(left)
+    wanted = [locator.table[number] for number in sorted(left)]
+    file_bytes = locator.sidecar.superblock.file_bytes
+    fetched = sourcing.fetch(wanted, file_bytes, lambda block, data: locator.is_leaf(block, np.frombuffer(data, np.uint8)))
+    for block, data, source in fetched:
+        missing.discard(block.number)
+        outcome = locator.as_found(block.number, result.unreadable)
+        yield Decision(outcome, _make(outcome, np.frombuffer(data, np.uint8), source, vouched=True))
+    if not best_effort:
+        for number in sorted(missing):
+            yield Decision(locator.as_found(number, result.unreadable), None)
+    elif missing:
+        # What the codes agree on was not kept: decode once more.
+        for outcomes in locator.outcomes(result.bad_blocks, result.unreadable):
+            for outcome in outcomes:
+                if outcome.block.number in missing:
+                    yield Decision(outcome, _guess(outcome))
+
+
+def _guess(outcome: Outcome) -> Fix | None:
+    """What both codes agree on, for which no digest speaks."""
+    if outcome.agreed is not None and not outcome.unreadable and (outcome.agreed != outcome.found).any():
         return _make(outcome, outcome.agreed, "parity", vouched=False)
     return None
 

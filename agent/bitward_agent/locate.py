@@ -86,6 +86,13 @@ class Locator:
                 decoder.run()
             yield [self._outcome(patient, decoder) for patient in patients]
 
+    def as_found(self, number: int, unreadable: Sequence[Range]) -> Outcome:
+        """A bad block that was not decoded, or in vain: what is there, and nothing else."""
+        block = self.table[number]
+        raw = np.zeros(block.length, np.uint8)
+        lost = [*self.file.read_into(memoryview(raw), block.offset), *unreadable]  # type: ignore[arg-type]
+        return Outcome(block, raw, None, None, any(low < block.end and block.offset < high for low, high in lost))
+
     def _outcome(self, patient: Patient, decoder: StripeDecoder | None) -> Outcome:
         correct = patient.data if patient.solved else None
         agreed = agreed_data(decoder, patient) if decoder and correct is None else None

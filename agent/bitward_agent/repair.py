@@ -7,13 +7,13 @@ is asked for.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from bitward_agent.errors import BitwardError, BusyError, WriteError
 from bitward_agent.findings import (
     FLIPS_LISTED_LIMIT,
-    Damage,
     ExitCode,
     FileRepair,
     FileVerification,
@@ -22,7 +22,6 @@ from bitward_agent.findings import (
     SidecarReport,
     SidecarState,
     Verdict,
-    Write,
 )
 from bitward_agent.fixes import Decision, Fix, decisions
 from bitward_agent.heal import heal_sidecar
@@ -42,54 +41,14 @@ from bitward_agent.judge import DamageDescriber
 from bitward_agent.locate import Locator
 from bitward_agent.medium import UncachedReader
 from bitward_agent.recovery import recover
-from bitward_agent.rewrite import Differences, is_rewrite
+from bitward_agent.rewrite import is_rewrite
 from bitward_agent.scan import ScanResult, scan
 from bitward_agent.sources import Source
+from bitward_agent.sourcing import Sourcing
+from bitward_agent.tally import BATCH_BYTES, Tally
 from bitward_agent.verify import FlipBudget, OpenPair, open_pair
 from bitward_formats.errors import FormatError
-from bitward_formats.spans import BLOCK_LIMIT_BYTES, Role
-
-_BATCH_BYTES = 32 << 20
-"""Bytes of blocks that one journal covers; more damage is repaired in several rounds, so that memory stays bounded."""
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the decisions of a file add up to."""
-
-    fixes: list[Fix] = field(default_factory=list)
-    fixes_bytes: int = 0
-    overflow: bool = False
-    remaining: list[Damage] = field(default_factory=list)
-    writes: list[Write] = field(default_factory=list)
-    solved: int = 0
-    unsolved: int = 0
-    differences: Differences = field(default_factory=Differences)
-
-    def add(self, decision: Decision, describe: DamageDescriber, size: int) -> None:
-        self.differences.add(decision.outcome, size)
-        if decision.is_solved:
-            self.solved += 1
-        else:
-            self.unsolved += 1
-            self.remaining.append(describe(decision.outcome))
-        if decision.fix is None:
-            return
-        fix = decision.fix
-        self.writes.append(write_of(fix))
-        self.fixes_bytes += 2 * fix.block.length
-        if self.fixes_bytes > 2 * _BATCH_BYTES:
-            self.overflow = True
-            self.fixes.clear()
-        if not self.overflow:
-            self.fixes.append(fix)
-
-
-def write_of(fix: Fix) -> Write:
-    """A fix as the report tells it."""
-    block = fix.block
-    tensor = block.span.name if block.span.role is Role.TENSOR else None
-    return Write(tensor, block.index, block.offset, block.length, fix.source, fix.flip_count, fix.vouched)
+from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +75,29 @@ def repair_file(
     Every failure to read or write comes back as a value: verdict ``unverifiable``, exit code 3, with the reason; the
     file is then as it was, or an undo journal beside the sidecar puts it back at the next repair.
     """
-    done = _repair_once(path, sidecar_path, request, jobs, progress, disk)
+    keep_in = None if request.dry_run else os.path.dirname(os.path.abspath(sidecar_path))
+    sourcing = Sourcing(request.sources, path, keep_in=keep_in, progress=progress)
+    try:
+        done = _repair_rounds(path, sidecar_path, request, sourcing, jobs, progress, disk)
+    finally:
+        sourcing.close()
+    return replace(done, sources=sourcing.report())
+
+
+def _repair_rounds(
+    path: str,
+    sidecar_path: str,
+    request: RepairRequest,
+    sourcing: Sourcing,
+    jobs: int | None,
+    progress: ProgressSink | None,
+    disk: Disk,
+) -> FileRepair:
+    """As many rounds as bring something; see :func:`repair_file`."""
+    done = _repair_once(path, sidecar_path, request, sourcing, jobs, progress, disk)
     # Blocks that a source had are known now, and may be what parity lacked to restore the others.
-    while request.sources and done.repaired and done.remaining and not done.dry_run:
-        again = _repair_once(path, sidecar_path, request, jobs, progress, disk)
+    while sourcing and done.repaired and done.remaining and not done.dry_run:
+        again = _repair_once(path, sidecar_path, request, sourcing, jobs, progress, disk)
         if not again.repaired:
             break
         writes = tuple(sorted((*done.writes, *again.writes), key=lambda one: one.offset))
@@ -131,6 +109,7 @@ def _repair_once(
     path: str,
     sidecar_path: str,
     request: RepairRequest,
+    sourcing: Sourcing,
     jobs: int | None,
     progress: ProgressSink | None,
     disk: Disk,
@@ -148,7 +127,7 @@ def _repair_once(
         if not request.dry_run:
             recovered = recover(path, pair, disk)
         pair.state = pair.file.state()  # now that nobody else repairs it, and recovery is done
-        return _Repair(path, pair, request, jobs, progress, disk, recovered).run()
+        return _Repair(path, pair, request, sourcing, jobs, progress, disk, recovered).run()
     except (BitwardError, FormatError) as error:
         return _failed(path, str(error), pair.sidecar_report(), pair.state.size)
     except OSError as error:
@@ -172,11 +151,13 @@ class _Repair:
         path: str,
         pair: OpenPair,
         request: RepairRequest,
+        sourcing: Sourcing,
         jobs: int | None,
         progress: ProgressSink | None,
         disk: Disk,
         recovered: str,
     ) -> None:
+        self.sourcing = sourcing
         self.path, self.pair, self.request, self.jobs, self.progress, self.disk = path, pair, request, jobs, progress, disk
         self.notes = [recovered] if recovered else []
         self.locator = Locator(pair.file, pair.ward, pair.sidecar)
@@ -211,7 +192,7 @@ class _Repair:
             raise BusyError(f"{self.path}: was replaced or removed while it was repaired: repair it again")
         return self._report(verdict, tally, repaired, code, sidecar)
 
-    def _must_not_touch(self, tally: _Tally, result: ScanResult) -> bool:
+    def _must_not_touch(self, tally: Tally, result: ScanResult) -> bool:
         """Whether the file was rewritten. A reference that has every bad block, or best effort with most blocks solved, overrules that."""
         if not is_rewrite(self.pair, tally.differences):
             return False
@@ -221,8 +202,8 @@ class _Repair:
             return False
         return not (self.request.best_effort and tally.solved >= tally.unsolved)
 
-    def _decide(self, result: ScanResult) -> _Tally:
-        tally = _Tally()
+    def _decide(self, result: ScanResult) -> Tally:
+        tally = Tally()
         describe = DamageDescriber(self.pair, FlipBudget(FLIPS_LISTED_LIMIT))
         done = 0
         try:
@@ -236,9 +217,9 @@ class _Repair:
         return tally
 
     def _decisions(self, result: ScanResult) -> Iterator[Decision]:
-        return decisions(self.locator, result, self.request.sources, best_effort=self.request.best_effort)
+        return decisions(self.locator, result, self.sourcing, best_effort=self.request.best_effort)
 
-    def _write_all(self, tally: _Tally, result: ScanResult) -> int:
+    def _write_all(self, tally: Tally, result: ScanResult) -> int:
         """Write every fix, in batches; returns how many blocks are now vouched for."""
         with OpenFile(self.path, write=True, disk=self.disk) as target:
             if (target.state().device, target.state().inode) != (self.pair.state.device, self.pair.state.inode):
@@ -251,7 +232,7 @@ class _Repair:
                 for decision in self._decisions(result):
                     if decision.fix is not None:
                         batch.append(decision.fix)
-                    if len(batch) * BLOCK_LIMIT_BYTES >= _BATCH_BYTES:
+                    if len(batch) * BLOCK_LIMIT_BYTES >= BATCH_BYTES:
                         repaired += self._commit(target, batch, last=False)
                         batch = []
                 repaired += self._commit(target, batch, last=True)
@@ -276,7 +257,7 @@ class _Repair:
             entry_for(fix.block.offset, fix.before.tobytes()[: max(0, state.size - fix.block.offset)], fix.after.tobytes()) for fix in fixes
         ]
         if cut:
-            if self.excess > _BATCH_BYTES:
+            if self.excess > BATCH_BYTES:
                 told = f"has {self.excess} bytes too many, more than is kept for undoing: cut it to {recorded} bytes, then repair it"
                 raise WriteError(f"{self.path}: {told}")
             entries.append(UndoEntry(recorded, self.pair.file.read(recorded, self.excess)))
@@ -319,7 +300,7 @@ class _Repair:
                 undo(target, kept)
                 drop_journal(journal, self.disk)
 
-    def _log(self, tally: _Tally) -> None:
+    def _log(self, tally: Tally) -> None:
         from dataclasses import asdict
 
         record = {
@@ -335,7 +316,7 @@ class _Repair:
         except (WriteError, OSError) as error:
             self.notes.append(f"the repair could not be logged: {error}")
 
-    def _dry_report(self, tally: _Tally) -> FileRepair:
+    def _dry_report(self, tally: Tally) -> FileRepair:
         damaged = bool(tally.unsolved or tally.solved or self.excess)
         verdict = Verdict.DAMAGED if damaged else Verdict.INTACT
         code = ExitCode.OK
@@ -343,7 +324,7 @@ class _Repair:
             code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
         return self._report(verdict, tally, 0, code)
 
-    def _report(self, verdict: Verdict, tally: _Tally, repaired: int, code: int, sidecar: SidecarReport | None = None) -> FileRepair:
+    def _report(self, verdict: Verdict, tally: Tally, repaired: int, code: int, sidecar: SidecarReport | None = None) -> FileRepair:
         block = self.pair.sidecar.superblock
         return FileRepair(
             path=self.path,

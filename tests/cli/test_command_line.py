@@ -22,7 +22,7 @@ SHARED = {"--json", "--jobs", "--quiet", "--no-progress"}
 OPTIONS = {
     "protect": {"--preset", "--hash", "--sidecar-dir", "--expect", "--force"},
     "verify": {"--tensor", "--sidecar-only", "--sidecar-dir"},
-    "repair": {"--from", "--dry-run", "--best-effort", "--sidecar-dir"},
+    "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir"},
     "explain": {"--sidecar-dir"},
     "inspect": {"--all"},
     "diff": set(),
@@ -63,6 +63,9 @@ def test_every_command_is_in_the_help() -> None:
         ["protect", "x", "y", "--expect", "sha256:" + "0" * 64],
         ["verify", "x", "--jobs", "0"],
         ["diff", "x"],
+        ["repair", "x", "--max-fetch", "lots"],
+        ["repair", "x", "--from", "http://"],
+        ["repair", "x", "--from", "hf://a/b/../c"],
         ["inject", "x", "--flips", "1"],
         ["inject", "x", "--flips", "0", "--seed", "1"],
         ["inject", "/dev/null", "--flips", "1", "--seed", "1"],

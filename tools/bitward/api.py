@@ -9,19 +9,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bitward.targets import PathLike, Target, folder_of, targets
-from bitward_agent.durable import make_empty, remove
-from bitward_agent.errors import BitwardError, InputError, UnreadableError, WriteError
+from bitward.targets import VERDICT_OF_CODE, PathLike, folder_of, roots_of, targets
+from bitward_agent.errors import BitwardError, InputError, UnreadableError
 from bitward_agent.findings import (
     DiffReport,
     ExitCode,
     ExplainReport,
     FileGuarantee,
-    FileRepair,
     FileVerification,
     ProgressSink,
     ProtectReport,
@@ -39,15 +36,6 @@ from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from bitward_agent.inspection import InspectReport
-    from bitward_agent.sources.local import LocalSource
-
-_VERDICT_OF_CODE = {
-    ExitCode.OK: Verdict.INTACT,
-    ExitCode.REPAIRABLE: Verdict.DAMAGED,
-    ExitCode.NOT_REPAIRABLE: Verdict.DAMAGED,
-    ExitCode.CANNOT_TELL: Verdict.UNVERIFIABLE,
-    ExitCode.CHANGED: Verdict.CHANGED,
-}
 
 
 def protect(
@@ -107,21 +95,16 @@ def verify(
             files += found
             continue
         files += _of_tensor(found) if tensor is not None else found
-        units.append(target.unit.report_on(_roots(target, found)))
+        units.append(target.unit.report_on(roots_of(target, found)))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     size = sum(file.bytes for file in files)
-    return VerifyReport("bitward.verify/1", _VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
+    return VerifyReport("bitward.verify/1", VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
 
 
 def _of_tensor(found: list[FileVerification]) -> list[FileVerification]:
     """In a directory a tensor pattern need not match in every file; those without a match drop out, unless that leaves none."""
     matching = [file for file in found if not file.message.startswith("no tensor matches")]
     return matching or found
-
-
-def _roots(target: Target, files: Sequence[FileVerification | FileRepair]) -> dict[str, str]:
-    """What each file's sidecar says its root is."""
-    return {member.relative: file.root for member, file in zip(target.members, files, strict=True)}
 
 
 def _gone(member: Member) -> FileVerification:
@@ -139,96 +122,27 @@ def repair(
     dry_run: bool = False,
     best_effort: bool = False,
     sidecar_dir: PathLike | None = None,
+    max_fetch: int | None = None,
+    allow_full_download: bool = False,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> RepairReport:
     """Put damaged files and sidecars back, in place, writing only what a digest vouches for.
 
     Args:
-        sources: other copies, tried in order for blocks that parity cannot restore; only those blocks are read.
-        dry_run: say what would be written, and write nothing.
+        sources: other copies, tried in order for blocks that parity cannot restore; only those blocks are read. Paths, or URLs
+            (``https://``, ``hf://ORG/MODEL@REVISION``, any of fsspec), for which the extra ``bitward[remote]`` is needed.
+        dry_run: say what would be written, and write nothing. Sources are read all the same.
         best_effort: write also what parity says of blocks that stay damaged.
+        max_fetch: most bytes that all remote sources together may send; 1 GiB by default.
+        allow_full_download: read a file from its start where a server does not serve ranges.
     """
-    from bitward_agent.repair import RepairRequest, repair_file
+    from bitward.repairing import Request, repair_paths
+    from bitward_agent.sources.limits import DEFAULT_FETCH_BYTES, Limits
 
-    started = time.monotonic()
-    where = folder_of(sidecar_dir)
-    files: list[FileRepair] = []
-    units: list[UnitReport] = []
-    asked = list(targets(paths, where, heal=not dry_run))
-    for target in asked:  # a source that lacks a file is told before anything is written
-        for source in _sources(sources, target.members[0], alone=True) if target.unit is None else ():
-            source.close()
-    for target in asked:
-        for member in target.members:
-            opened = _sources(sources, member, alone=target.unit is None)
-            try:
-                made = target.is_missing(member) and not dry_run and bool(opened) and _make_room(member)
-                request = RepairRequest(tuple(opened), dry_run, best_effort, time.time_ns())
-                files.append(repair_file(member.path, member.sidecar, request, jobs=jobs, progress=progress))
-                if made and files[-1].verdict is not Verdict.INTACT:
-                    _clear_room(member)
-            finally:
-                for source in opened:
-                    source.close()
-        if target.unit is not None:
-            still = _still_missing(target)
-            checked = target.unit.report_on(_roots(target, files[-len(target.members) :] if target.members else []))
-            units.append(replace(checked, missing=still))
-    code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
-    return RepairReport(
-        "bitward.repair/1",
-        _VERDICT_OF_CODE[code],
-        sum(file.bytes for file in files),
-        time.monotonic() - started,
-        sum(file.repaired for file in files),
-        sum(file.remaining for file in files),
-        tuple(files),
-        tuple(units),
-        code,
-    )
-
-
-def _still_missing(target: Target) -> tuple[str, ...]:
-    """The files that the directory's index knows and that did not come back. A link in a file's place is not the file."""
-    if target.unit is None or not target.unit.missing:
-        return ()
-    here = {member.relative for member in list_unit(target.path).members}
-    return tuple(member.relative for member in target.unit.missing if member.relative not in here)
-
-
-def _make_room(member: Member) -> bool:
-    """Make an empty file in the place of one that is gone: a file torn to nothing, which a source can fill. Whether that was done."""
-    try:
-        if not os.path.lexists(member.sidecar):
-            return False
-        make_empty(member.path, mode=os.stat(member.sidecar).st_mode & 0o666)
-    except (WriteError, OSError):
-        return False  # the repair, which cannot open it either, says why
-    return True
-
-
-def _clear_room(member: Member) -> None:
-    """Take the empty file away again if nothing came into it."""
-    with suppress(OSError, BitwardError):
-        if os.path.getsize(member.path) == 0:
-            remove(member.path)
-
-
-def _sources(sources: Sequence[PathLike], member: Member, *, alone: bool) -> list[LocalSource]:
-    """The copies that have this file. A directory's copy may lack some of its files, a file's own may not."""
-    from bitward_agent.sources.local import LocalSource
-
-    opened = []
-    for source in sources:
-        try:
-            opened.append(LocalSource(os.fspath(source), member.path, member.relative))
-        except BitwardError:
-            if alone or not os.path.lexists(source):
-                for one in opened:
-                    one.close()
-                raise
-    return opened
+    limits = Limits(DEFAULT_FETCH_BYTES if max_fetch is None else max_fetch, allow_full_download)
+    given = tuple(os.fspath(source) for source in sources)
+    return repair_paths(paths, folder_of(sidecar_dir), Request(given, limits, dry_run, best_effort, jobs, progress))
 
 
 def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainReport:

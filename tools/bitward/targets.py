@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from bitward_agent.findings import ExitCode, FileRepair, FileVerification, Verdict
 from bitward_agent.io import resolve, sidecar_path
 from bitward_agent.units import Member, UnitCheck, check_unit
 
 PathLike = str | os.PathLike[str]
+
+VERDICT_OF_CODE = {
+    ExitCode.OK: Verdict.INTACT,
+    ExitCode.REPAIRABLE: Verdict.DAMAGED,
+    ExitCode.NOT_REPAIRABLE: Verdict.DAMAGED,
+    ExitCode.CANNOT_TELL: Verdict.UNVERIFIABLE,
+    ExitCode.CHANGED: Verdict.CHANGED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,11 @@ class Target:
     def is_missing(self, member: Member) -> bool:
         """Whether the directory's index knows a file that is gone."""
         return self.unit is not None and member in self.unit.missing
+
+
+def roots_of(target: Target, files: Sequence[FileVerification | FileRepair]) -> dict[str, str]:
+    """What each file's sidecar says its root is."""
+    return {member.relative: file.root for member, file in zip(target.members, files, strict=True)}
 
 
 def folder_of(sidecar_dir: PathLike | None) -> str | None:

@@ -84,6 +84,10 @@ class Cursor:
         result: dict[str, object] = entry
         return result
 
+    def string(self) -> str:
+        """The string that comes next, which must be as short as a name."""
+        return self._name()
+
     def skip_string(self) -> None:
         """Passes over the string that comes next, of any length."""
         self._string()

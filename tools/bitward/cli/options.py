@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -14,6 +15,22 @@ Command = Callable[..., int]
 
 JOBS_LIMIT = 256
 """More threads than any machine profits from; a slip of the finger must not start thousands."""
+
+
+_BYTE_COUNT = re.compile(r"(\d{1,15})([kMGT]?)(i?)B?", re.ASCII)
+_BYTE_POWERS = ("", "k", "M", "G", "T")
+
+
+def byte_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:  # noqa: ARG001 - click's signature
+    """Callback of an option that takes a number of bytes: ``65536``, ``500M`` (10^6), ``2GiB`` (2^30)."""
+    if value is None:
+        return None
+    match = _BYTE_COUNT.fullmatch(value)
+    if match is None or (match[3] and not match[2]):
+        raise click.BadParameter(f"{value!r} is no number of bytes, such as 65536, 500M or 2GiB")
+    base = 1024 if match[3] else 1000
+    count: int = int(match[1]) * base ** _BYTE_POWERS.index(match[2])
+    return count
 
 
 def with_view(command: Command) -> Command:

@@ -10,7 +10,7 @@ from bitward.report.file_text import head_line, own_message, pace, sidecar_lines
 from bitward.report.names import command, printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size
 from bitward.report.style import Style
-from bitward_agent.findings import FileRepair, RepairReport, Verdict, Write
+from bitward_agent.findings import FileRepair, RepairReport, SourceUse, Verdict, Write
 
 
 def repair_lines(report: RepairReport, style: Style) -> Iterator[str]:
@@ -55,6 +55,15 @@ def _write_line(write: Write, dry_run: bool, style: Style) -> str:
     return f"{verb} {exact_size(write.length)} from {printable_text(write.source)}: {place}{bits}{doubt}"
 
 
+def _source_line(source: SourceUse, style: Style) -> str:
+    """What a source was good for."""
+    line = f"{printable_text(source.name)}: {count(source.blocks, 'block')} taken"
+    line += f", {exact_size(source.fetched_bytes)} read in {count(source.requests, 'request')}"
+    if source.wrong_blocks:
+        line += style.bad(f"; {count(source.wrong_blocks, 'block')} of it {'is' if source.wrong_blocks == 1 else 'are'} wrong")
+    return line + (style.warn(f"; {printable_text(source.error)}") if source.error else "")
+
+
 def _write_summary(file: FileRepair) -> str:
     sources = Counter(write.source for write in file.writes)
     parts = ", ".join(f"{number:,} from {printable_text(source)}" for source, number in sorted(sources.items()))
@@ -72,6 +81,7 @@ def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[
         yield _write_line(write, file.dry_run, style)
     if file.repaired or file.remaining:
         yield _write_summary(file)
+    yield from (_source_line(source, style) for source in file.sources if source.requests or source.error)
     yield from damage_lines(file.damage, LineBudget(), style)
     note = memory_note(file.damage)
     if note:
