@@ -210,7 +210,7 @@ class RepairReport:
 
 @dataclass(frozen=True, slots=True)
 class FileProtection:
-    """``findings`` are things about the file which look wrong already, in plain words."""
+    """``findings`` are things about the file which look wrong already, ``evidence`` is what vouches for it, in plain words."""
 
     path: str
     bytes: int
@@ -226,6 +226,7 @@ class FileProtection:
     findings: tuple[str, ...] = ()
     message: str = ""
     exit_code: int = 0
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,5 +82,13 @@ class TensorSizeError(CheckpointError):
     """A tensor's range does not fit its dtype and shape."""
 
 
+class ManifestError(FormatError):
+    """A signature bundle or manifest of model signing that is malformed, inconsistent, or of another kind."""
+
+
+class SealError(FormatError):
+    """A seal that is malformed, of another version, or that does not seal what a seal may."""
+
+
 class MissingExtraError(FormatError):
     """A feature needs an optional package that is not installed."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bitward.targets import PathLike, folder_of, lone_member
 from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, UntrustedError
+from bitward_agent.evidence import EvidenceFinder, check_claims, whole_sha256
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
-from bitward_agent.io import journal_path, resolve
+from bitward_agent.io import OpenFile, journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.units import Member, index_path, is_ours, list_unit, read_index, sidecar_base, write_index
 from bitward_agent.verify import open_sidecar, verify_file
+from bitward_formats.checksums import Claim, sha256_part
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.spans import Role
@@ -31,6 +33,7 @@ class Request:
     force: bool
     jobs: int | None
     progress: ProgressSink | None
+    finder: EvidenceFinder = field(default_factory=EvidenceFinder)
 
 
 def expected_digest(expect: str | None) -> bytes | None:
@@ -66,7 +69,7 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
         if not os.path.isdir(target):
             if is_ours(target):
                 raise InputError(f"{target}: belongs to Bitward itself; name the file that it is about")
-            files.append(_protect_one(lone_member(target, where), request, shared_folder=where is not None))
+            files.append(_protect_one(lone_member(target, where), os.path.dirname(target), request, shared_folder=where is not None))
             continue
         if request.expected is not None:
             raise InputError("--expect speaks of one file, not of a directory")
@@ -83,7 +86,7 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         listing = list_unit(folder, sidecar_dir)
     except UnreadableError as error:
         return [], UnitReport(folder, "", SidecarState.MISSING, message=str(error))
-    files = [_protect_one(member, request) for member in listing.members]
+    files = [_protect_one(member, folder, request) for member in listing.members]
     report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
     if not listing.members:
         note = "no regular file in it: nothing was protected"
@@ -155,20 +158,47 @@ def _before(member: Member, request: Request, *, shared_folder: bool) -> _Before
     return _Before()
 
 
-def _protection(request: Request, before: _Before) -> Protection:
-    expected = request.expected if not request.force else None
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What outside parties say of a file, what of it the file contradicts (only with ``--force``), and what could not be used."""
+
+    claims: tuple[Claim, ...] = ()
+    contradiction: str = ""
+    note: str = ""
+
+
+def _word(member: Member, top: str, request: Request) -> _Word:
+    """Find the claims about a file. One that the file contradicts is dropped with ``--force``; without it, protecting will refuse."""
+    found = request.finder.of(member.path, top)
+    claims = found.claims
+    if request.expected is not None:
+        claims = (Claim("--expect", (sha256_part(request.expected.hex()),)), *claims)
+    note = "; ".join(found.notes)
+    if not request.force or not claims:
+        return _Word(claims, note=note)
+    try:
+        with OpenFile(member.path) as file:
+            check_claims(file, file.state().size, claims)
+    except UntrustedError as error:
+        told = str(error).removeprefix(f"{member.path}: ").partition(": not protected")[0]
+        return _Word((), f"{told}: protected all the same, as --force asks", note)
+    return _Word(claims, note=note)
+
+
+def _protection(member: Member, request: Request, before: _Before, claims: tuple[Claim, ...]) -> Protection:
+    trusted = whole_sha256(claims, os.path.getsize(member.path)) if claims else before.trusted_sha256
     return Protection(
         groups=preset_groups(request.preset),
         preset=request.preset,
         leaf_hash=request.leaf_hash,
         protected_ns=time.time_ns(),
-        trusted_sha256=before.trusted_sha256 if expected is None else expected,
-        check_sha256=expected is not None,
-        origin=before.origin if expected is None else "trusted",
+        trusted_sha256=trusted or bytes(32),
+        claims=claims,
+        origin="trusted" if claims else before.origin,
     )
 
 
-def _protect_one(member: Member, request: Request, *, shared_folder: bool = False) -> FileProtection:
+def _protect_one(member: Member, top: str, request: Request, *, shared_folder: bool = False) -> FileProtection:
     def own(error: Exception) -> str:
         return str(error).removeprefix(f"{member.path}: ")
 
@@ -177,8 +207,10 @@ def _protect_one(member: Member, request: Request, *, shared_folder: bool = Fals
         before = _before(member, request, shared_folder=shared_folder)
         if before.refusal:
             return replace(failed, message=before.refusal, exit_code=before.exit_code)
+        word = _word(member, top, request)
         make_folder(os.path.dirname(member.sidecar))
-        made = protect_file(member.path, member.sidecar, _protection(request, before), jobs=request.jobs, progress=request.progress)
+        protection = _protection(member, request, before, word.claims)
+        made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
     except UntrustedError as error:
         return replace(failed, message=own(error), exit_code=ExitCode.NOT_REPAIRABLE)
     except (BitwardError, FormatError, OSError) as error:
@@ -195,5 +227,7 @@ def _protect_one(member: Member, request: Request, *, shared_folder: bool = Fals
         format=made.layout.format_name,
         tensors=sum(span.role is Role.TENSOR for span in made.layout.spans),
         blocks=block.block_count,
-        note=made.layout.note,
+        note="; ".join(filter(None, (made.layout.note, word.note))),
+        findings=(word.contradiction,) if word.contradiction else (),
+        evidence=tuple(f"{claim.parts[0].algorithm.value} as in {claim.source}" for claim in word.claims),
     )
