@@ -13,7 +13,9 @@ from bitward_agent.encode import Coder, ZoneParity
 from bitward_agent.errors import BusyError, InputError, WriteError
 from bitward_agent.evidence import check_claims
 from bitward_agent.findings import ProgressSink
+from bitward_agent.first_sight import examine, in_words
 from bitward_agent.io import DISK, Disk, FileState, OpenFile
+from bitward_agent.page_census import Census
 from bitward_formats.checksums import Claim
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
@@ -44,6 +46,7 @@ class Protection:
     protected_ns: int = 0
     trusted_sha256: bytes = bytes(32)
     claims: tuple[Claim, ...] = ()
+    first_sight: bool = False
     origin: str = "first-seen"
     layout: Layout | None = None
     mtime_ns: int | None = None
@@ -53,11 +56,12 @@ class Protection:
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """A sidecar that was written."""
+    """A sidecar that was written; ``findings`` is what looks wrong in the file, where that was asked for."""
 
     superblock: Superblock
     layout: Layout
     sidecar_bytes: int
+    findings: tuple[str, ...] = ()
 
 
 def preset_groups(preset: str) -> LaneGroups:
@@ -91,20 +95,22 @@ def protect_file(
     """
     if len(os.fsencode(os.path.basename(sidecar))) + JOURNAL_NAME_BYTES > NAME_LIMIT_BYTES:
         raise WriteError(f"{sidecar}: the file's name is too long for a sidecar and the journal of a repair beside it: shorten it")
-    with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-claims") as pool:
+    with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-look") as pool:
         before = file.state()
         check = pool.submit(check_claims, file, before.size, protection.claims) if protection.claims else None
         layout = protection.layout or layout_of(file.read, before.size, path)
+        census = Census(layout) if protection.first_sight else None
         plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
         with atomic_file(sidecar, disk, mode=file.access_mode()) as target:
-            superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)
+            superblock = _write(file, before, target, layout, plan, protection, census, jobs, progress, task)
             if protection.root not in (None, superblock.root):
                 raise BusyError(f"{path}: is no longer what its sidecar vouches for: repair it again")
             if file.state() != before:
                 raise BusyError(f"{path}: changed while it was read: protect it again when its writer is done")
             if check is not None:
                 check.result()
-    return Protected(superblock, layout, plan.total_pages * PAGE_BYTES)
+        findings = in_words(examine(file, layout, census)) if census is not None else ()
+    return Protected(superblock, layout, plan.total_pages * PAGE_BYTES, findings)
 
 
 def _write(
@@ -114,6 +120,7 @@ def _write(
     layout: Layout,
     plan: Plan,
     protection: Protection,
+    census: Census | None,
     jobs: int | None,
     progress: ProgressSink | None,
     task: str,
@@ -135,7 +142,7 @@ def _write(
         preset=protection.preset,
     )
     salt = with_salt(draft).salt if protection.salt is None else protection.salt
-    coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task)
+    coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task, census)
 
     longest = max((max(zone.parity_stream_bytes, zone.inner_stream_bytes) for zone in plan.geometry.zones), default=0)
     scratch = np.empty(pages_for(longest) * PAGE_BYTES, np.uint8)  # the coder puts one zone at a time

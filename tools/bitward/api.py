@@ -56,6 +56,7 @@ def protect(
     sidecar_dir: PathLike | None = None,
     expect: str | None = None,
     force: bool = False,
+    first_sight: bool = True,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> ProtectReport:
@@ -66,11 +67,12 @@ def protect(
         leaf_hash: xxh3, or blake3 where tampering matters (extra ``bitward[blake3]``).
         expect: ``sha256:HEX`` that somebody vouches for; another digest is refused unless ``force``.
         force: protect a file whose sidecar says that it is damaged, or that is not what ``expect`` says.
+        first_sight: look for what seems damaged already: values that are not finite, lonely exponents, zeroed pages.
     """
     from bitward.protecting import Request, expected_digest, protect_paths
     from bitward_formats.digest import LeafHash
 
-    request = Request(preset, LeafHash[leaf_hash.upper()], expected_digest(expect), force, jobs, progress)
+    request = Request(preset, LeafHash[leaf_hash.upper()], expected_digest(expect), force, jobs, progress, first_sight)
     return protect_paths(paths, sidecar_dir, request)
 
 

@@ -33,6 +33,7 @@ class Request:
     force: bool
     jobs: int | None
     progress: ProgressSink | None
+    first_sight: bool = True
     finder: EvidenceFinder = field(default_factory=EvidenceFinder)
 
 
@@ -195,6 +196,7 @@ def _protection(member: Member, request: Request, before: _Before, claims: tuple
         trusted_sha256=trusted or bytes(32),
         claims=claims,
         origin="trusted" if claims else before.origin,
+        first_sight=request.first_sight,
     )
 
 
@@ -228,6 +230,6 @@ def _protect_one(member: Member, top: str, request: Request, *, shared_folder: b
         tensors=sum(span.role is Role.TENSOR for span in made.layout.spans),
         blocks=block.block_count,
         note="; ".join(filter(None, (made.layout.note, word.note))),
-        findings=(word.contradiction,) if word.contradiction else (),
+        findings=(*filter(None, [word.contradiction]), *made.findings),
         evidence=tuple(f"{claim.parts[0].algorithm.value} as in {claim.source}" for claim in word.claims),
     )
