@@ -70,6 +70,8 @@ class EvidenceFinder:
         if blob is not None:
             claims.append(blob)
         folder, name = os.path.split(path)
+        if not folder.startswith(f"{top}/"):
+            top = folder  # a blob of a hub cache lies outside of its snapshot
         for _ in range(_LEVELS_LIMIT):
             found = self._folders.get(folder)
             if found is None:

@@ -97,6 +97,12 @@ def is_hub_repository(name: str) -> bool:
     return _HUB_REPOSITORY.fullmatch(name) is not None
 
 
+def is_ollama_blob(path: str) -> bool:
+    """Whether a path is that of a blob in an Ollama store."""
+    parts = ("", "", *path.split("/"))
+    return parts[-2] == "blobs" and parts[-1].startswith("sha256-") and _HEX_64.fullmatch(parts[-1][7:]) is not None
+
+
 def claim_of_blob(path: str) -> Claim | None:
     """What a file's own name says of its contents where the file lies in a blob store; ``path`` is absolute."""
     parts = ("", "", "", *path.split("/"))
@@ -104,7 +110,7 @@ def claim_of_blob(path: str) -> Claim | None:
     if parts[-2] == "blobs" and is_hub_repository(parts[-3]):
         part = etag_part(name)
         return Claim("the blob's name in the hub cache", (part,)) if part else None
-    if parts[-2] == "blobs" and name.startswith("sha256-") and _HEX_64.fullmatch(name[7:]):
+    if is_ollama_blob(path):
         return Claim("the blob's name in the Ollama store", (sha256_part(name[7:]),))
     if parts[-3:-1] == ("blobs", "sha256") and _HEX_64.fullmatch(name):
         return Claim("the blob's name in the OCI layout", (sha256_part(name),))

@@ -99,8 +99,11 @@ def verify(
         found = [
             _gone(member)
             if target.is_missing(member)
-            else verify_file(
-                member.path, member.sidecar, tensor=tensor, sidecar_only=sidecar_only, jobs=jobs, progress=progress, budget=budget
+            else replace(
+                verify_file(
+                    member.path, member.sidecar, tensor=tensor, sidecar_only=sidecar_only, jobs=jobs, progress=progress, budget=budget
+                ),
+                path=member.name,
             )
             for member in target.members
         ]
@@ -129,7 +132,7 @@ def _gone(member: Member) -> FileVerification:
     state = SidecarState.INTACT if os.path.lexists(member.sidecar) else SidecarState.MISSING
     sidecar = SidecarReport(member.sidecar if state is SidecarState.INTACT else "", state)
     return FileVerification(
-        *(member.path, Verdict.DAMAGED, 0, "", "", False, sidecar),
+        *(member.name, Verdict.DAMAGED, 0, "", "", False, sidecar),
         message="the file is gone: 'bitward repair --from COPY' gets it back",
     )
 
@@ -166,7 +169,8 @@ def repair(
             try:
                 made = target.is_missing(member) and not dry_run and bool(opened) and _make_room(member)
                 request = RepairRequest(tuple(opened), dry_run, best_effort, time.time_ns())
-                files.append(repair_file(member.path, member.sidecar, request, jobs=jobs, progress=progress))
+                done = repair_file(member.path, member.sidecar, request, jobs=jobs, progress=progress)
+                files.append(replace(done, path=member.name))
                 if made and files[-1].verdict is not Verdict.INTACT:
                     _clear_room(member)
             finally:
@@ -243,9 +247,9 @@ def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainRep
             try:
                 if not os.path.lexists(member.sidecar):
                     raise InputError("no sidecar: 'bitward protect' makes one")
-                files.append(explain_file(member.path, member.sidecar))
+                files.append(replace(explain_file(member.path, member.sidecar), path=member.name))
             except (BitwardError, FormatError) as error:
-                empty = FileGuarantee(member.path, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
+                empty = FileGuarantee(member.name, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
                 files.append(replace(empty, message=str(error), exit_code=ExitCode.CANNOT_TELL))
     return ExplainReport("bitward.explain/1", tuple(files), ExitCode.worst(file.exit_code for file in files))
 

@@ -16,7 +16,7 @@ from bitward_agent.io import OpenFile, journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.units import Member, index_path, is_ours, list_unit, read_index, sidecar_base, write_index
 from bitward_agent.verify import open_sidecar, verify_file
-from bitward_formats.checksums import Claim, sha256_part
+from bitward_formats.checksums import Claim, is_ollama_blob, sha256_part
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.spans import Role
@@ -63,6 +63,7 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
     leaf_function(request.leaf_hash)
     files: list[FileProtection] = []
     units: list[UnitReport] = []
+    named = {resolve(os.fspath(path)): os.fspath(path) for path in reversed(paths)}
     real = list(dict.fromkeys(resolve(os.fspath(path)) for path in paths))
     if where is not None and len({os.path.basename(path) for path in real}) < len(real):
         raise InputError("--sidecar-dir: two paths have the same name, and so would their sidecars; protect them into different folders")
@@ -70,7 +71,8 @@ def protect_paths(paths: Sequence[PathLike], sidecar_dir: PathLike | None, reque
         if not os.path.isdir(target):
             if is_ours(target):
                 raise InputError(f"{target}: belongs to Bitward itself; name the file that it is about")
-            files.append(_protect_one(lone_member(target, where), os.path.dirname(target), request, shared_folder=where is not None))
+            member = lone_member(target, where, named[target])
+            files.append(_protect_one(member, os.path.dirname(target), request, shared_folder=where is not None))
             continue
         if request.expected is not None:
             raise InputError("--expect speaks of one file, not of a directory")
@@ -159,6 +161,9 @@ def _before(member: Member, request: Request, *, shared_folder: bool) -> _Before
     return _Before()
 
 
+_PRUNED = "Ollama deletes what it does not know from this folder when it starts, sidecars too: keep them elsewhere with --sidecar-dir"
+
+
 @dataclass(frozen=True, slots=True)
 class _Word:
     """What outside parties say of a file, what of it the file contradicts (only with ``--force``), and what could not be used."""
@@ -174,7 +179,8 @@ def _word(member: Member, top: str, request: Request) -> _Word:
     claims = found.claims
     if request.expected is not None:
         claims = (Claim("--expect", (sha256_part(request.expected.hex()),)), *claims)
-    note = "; ".join(found.notes)
+    pruned = member.sidecar == f"{member.path}.ward" and is_ollama_blob(member.path)
+    note = "; ".join((*found.notes, *([_PRUNED] if pruned else [])))
     if not request.force or not claims:
         return _Word(claims, note=note)
     try:
@@ -204,7 +210,7 @@ def _protect_one(member: Member, top: str, request: Request, *, shared_folder: b
     def own(error: Exception) -> str:
         return str(error).removeprefix(f"{member.path}: ")
 
-    failed = FileProtection(member.path, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
+    failed = FileProtection(member.name, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
     try:
         before = _before(member, request, shared_folder=shared_folder)
         if before.refusal:
@@ -219,7 +225,7 @@ def _protect_one(member: Member, top: str, request: Request, *, shared_folder: b
         return replace(failed, message=own(error), exit_code=ExitCode.CANNOT_TELL)
     block = made.superblock
     return FileProtection(
-        path=member.path,
+        path=member.name,
         bytes=block.file_bytes,
         sidecar=member.sidecar,
         sidecar_bytes=made.sidecar_bytes,
