@@ -157,6 +157,7 @@ class VerifyReport:
     files: tuple[FileVerification, ...]
     units: tuple[UnitReport, ...] = ()
     exit_code: int = 0
+    sealed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,39 @@ class ProtectReport:
     seconds: float
     files: tuple[FileProtection, ...]
     units: tuple[UnitReport, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """A key pair that was made: the paths of its halves."""
+
+    schema: str
+    kind: str
+    private: str
+    public: str
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPath:
+    """One file or directory that was sealed, or in ``message`` why not."""
+
+    path: str
+    seal: str
+    root: str
+    bytes: int
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealReport:
+    """``key`` is the SHA-256 of the public key that signed."""
+
+    schema: str
+    key: str
+    sealed: tuple[SealedPath, ...]
     exit_code: int = 0
 
 

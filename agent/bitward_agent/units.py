@@ -15,7 +15,7 @@ from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_formats.errors import SidecarError
 from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, build_unit_index, read_unit_index
 
-_OURS = (".ward", ".ward-journal", ".ward-log", ".ward.new", ".ward-journal.new")
+_OURS = (".ward", ".ward-journal", ".ward-log", ".ward-seal", ".ward.new", ".ward-journal.new", ".ward-seal.new")
 
 
 def is_ours(path: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
+from bitward.verifying import VERDICT_OF_CODE, VerifyRequest, roots_of, verify_paths
 from bitward_agent.durable import make_empty, remove
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, WriteError
 from bitward_agent.findings import (
@@ -22,32 +23,21 @@ from bitward_agent.findings import (
     ExplainReport,
     FileGuarantee,
     FileRepair,
-    FileVerification,
     ProgressSink,
     ProtectReport,
     RepairReport,
-    SidecarReport,
-    SidecarState,
+    SealReport,
     UnitReport,
     Verdict,
     VerifyReport,
 )
 from bitward_agent.io import resolve
 from bitward_agent.units import Member, list_unit
-from bitward_agent.verify import FlipBudget, verify_file
+from bitward_agent.verify import FlipBudget
 from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from bitward_agent.sources.local import LocalSource
-
-_VERDICT_OF_CODE = {
-    ExitCode.OK: Verdict.INTACT,
-    ExitCode.REPAIRABLE: Verdict.DAMAGED,
-    ExitCode.NOT_REPAIRABLE: Verdict.DAMAGED,
-    ExitCode.CANNOT_TELL: Verdict.UNVERIFIABLE,
-    ExitCode.CHANGED: Verdict.CHANGED,
-}
-
 
 def protect(
     *paths: PathLike,
@@ -81,6 +71,7 @@ def verify(
     tensor: str | None = None,
     sidecar_only: bool = False,
     sidecar_dir: PathLike | None = None,
+    sealed_by: PathLike | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> VerifyReport:
@@ -89,52 +80,27 @@ def verify(
     Args:
         tensor: glob; only tensors whose name matches are read, in files that have any.
         sidecar_only: check the sidecars themselves, not the files.
+        sealed_by: public key of the seals that must be there; what this key did not seal is never intact.
     """
-    started = time.monotonic()
-    where = folder_of(sidecar_dir)
-    files: list[FileVerification] = []
-    units: list[UnitReport] = []
-    budget = FlipBudget()
-    for target in targets(paths, where):
-        found = [
-            _gone(member)
-            if target.is_missing(member)
-            else replace(
-                verify_file(
-                    member.path, member.sidecar, tensor=tensor, sidecar_only=sidecar_only, jobs=jobs, progress=progress, budget=budget
-                ),
-                path=member.name,
-            )
-            for member in target.members
-        ]
-        if target.unit is None:
-            files += found
-            continue
-        files += _of_tensor(found) if tensor is not None else found
-        units.append(target.unit.report_on(_roots(target, found)))
-    code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
-    size = sum(file.bytes for file in files)
-    return VerifyReport("bitward.verify/1", _VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
+    seal_key = None if sealed_by is None else os.fspath(sealed_by)
+    return verify_paths(paths, folder_of(sidecar_dir), VerifyRequest(tensor, sidecar_only, seal_key, jobs, progress))
 
 
-def _of_tensor(found: list[FileVerification]) -> list[FileVerification]:
-    """In a directory a tensor pattern need not match in every file; those without a match drop out, unless that leaves none."""
-    matching = [file for file in found if not file.message.startswith("no tensor matches")]
-    return matching or found
+def seal(
+    key: PathLike,
+    *paths: PathLike,
+    sidecar_dir: PathLike | None = None,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+) -> SealReport:
+    """Sign the root of each file or directory with an Ed25519 key, after verifying it. Only BLAKE3 leaves can be sealed.
 
+    Args:
+        key: private key in PEM, or a folder that ``bitward keygen`` filled.
+    """
+    from bitward.sealing import seal_paths
 
-def _roots(target: Target, files: Sequence[FileVerification | FileRepair]) -> dict[str, str]:
-    """What each file's sidecar says its root is."""
-    return {member.relative: file.root for member, file in zip(target.members, files, strict=True)}
-
-
-def _gone(member: Member) -> FileVerification:
-    state = SidecarState.INTACT if os.path.lexists(member.sidecar) else SidecarState.MISSING
-    sidecar = SidecarReport(member.sidecar if state is SidecarState.INTACT else "", state)
-    return FileVerification(
-        *(member.name, Verdict.DAMAGED, 0, "", "", False, sidecar),
-        message="the file is gone: 'bitward repair --from COPY' gets it back",
-    )
+    return seal_paths(key, paths, sidecar_dir, jobs, progress)
 
 
 def repair(
@@ -178,12 +144,12 @@ def repair(
                     source.close()
         if target.unit is not None:
             still = _still_missing(target)
-            checked = target.unit.report_on(_roots(target, files[-len(target.members) :] if target.members else []))
+            checked = target.unit.report_on(roots_of(target, files[-len(target.members) :] if target.members else []))
             units.append(replace(checked, missing=still))
     code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
     return RepairReport(
         "bitward.repair/1",
-        _VERDICT_OF_CODE[code],
+        VERDICT_OF_CODE[code],
         sum(file.bytes for file in files),
         time.monotonic() - started,
         sum(file.repaired for file in files),

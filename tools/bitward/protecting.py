@@ -14,6 +14,7 @@ from bitward_agent.evidence import EvidenceFinder, check_claims, whole_sha256
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
 from bitward_agent.io import OpenFile, journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
+from bitward_agent.seals import drop_stale_seal, seal_path, unit_seal_above
 from bitward_agent.units import Member, index_path, is_ours, list_unit, read_index, sidecar_base, write_index
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.checksums import Claim, is_ollama_blob, sha256_part
@@ -89,7 +90,9 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         listing = list_unit(folder, sidecar_dir)
     except UnreadableError as error:
         return [], UnitReport(folder, "", SidecarState.MISSING, message=str(error))
-    files = [_protect_one(member, folder, request) for member in listing.members]
+    seal = seal_path(index_path(folder, sidecar_dir))
+    unit_seal = seal if os.path.lexists(seal) else ""
+    files = [_protect_one(member, folder, request, unit_seal=unit_seal) for member in listing.members]
     report = UnitReport(folder, "", SidecarState.MISSING, skipped=listing.skipped)
     if not listing.members:
         note = "no regular file in it: nothing was protected"
@@ -103,12 +106,14 @@ def _protect_unit(folder: str, sidecar_dir: str | None, request: Request) -> tup
         UnitEntry(os.fsencode(member.relative), file.bytes, bytes.fromhex(file.root))
         for member, file in zip(listing.members, files, strict=True)
     ]
+    notes = []
     try:
         make_folder(sidecar_base(folder, sidecar_dir))
         root = write_index(index_path(folder, sidecar_dir), entries, time.time_ns())
+        notes.append(drop_stale_seal(seal_path(index_path(folder, sidecar_dir)), root))
     except BitwardError as error:
         return files, replace(report, message=str(error))
-    return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
+    return files, replace(report, root=root.hex(), state=SidecarState.INTACT, message="; ".join(filter(None, notes)))
 
 
 def _gone_since(folder: str, sidecar_dir: str | None, present: set[str]) -> tuple[str, ...]:
@@ -129,13 +134,32 @@ class _Before:
     trusted_sha256: bytes = bytes(32)
 
 
-def _before(member: Member, request: Request, *, shared_folder: bool) -> _Before:
+def _seal_over(member: Member) -> str:
+    """The seal over a file, or over a directory that it lies in."""
+    own = seal_path(member.sidecar)
+    return own if os.path.lexists(own) else unit_seal_above(member.sidecar)
+
+
+def _sealed(member: Member, seal: str, request: Request) -> _Before:
+    """Why a sealed file is not protected again: it needs no new sidecar if it is as it was, and it is an alarm if it is not."""
+    found = verify_file(member.path, member.sidecar, jobs=request.jobs, progress=request.progress)
+    if found.verdict is Verdict.INTACT:
+        return _Before(f"sealed ({seal}): left as it is; --force makes a new sidecar and may break the seal", ExitCode.CANNOT_TELL)
+    told = f"sealed ({seal}), and not intact ({found.verdict.value}): somebody changed it, or it is damaged"
+    return _Before(f"{told}; --force protects what it is now and breaks the seal", ExitCode.NOT_REPAIRABLE)
+
+
+def _before(member: Member, request: Request, *, shared_folder: bool, unit_seal: str) -> _Before:
     """Look at the sidecar that is there, before a new one takes its place.
 
     Args:
         shared_folder: sidecars lie in a folder of their own, where one may be that of another file of this name.
     """
-    if request.force or not os.path.lexists(member.sidecar):
+    if request.force:
+        return _Before()
+    if seal := unit_seal or _seal_over(member):
+        return _sealed(member, seal, request)
+    if not os.path.lexists(member.sidecar):
         return _Before()
     if os.path.lexists(journal_path(member.sidecar)):
         told = "a repair was interrupted: 'bitward repair' finishes it; --force protects the file as it is"
@@ -206,19 +230,20 @@ def _protection(member: Member, request: Request, before: _Before, claims: tuple
     )
 
 
-def _protect_one(member: Member, top: str, request: Request, *, shared_folder: bool = False) -> FileProtection:
+def _protect_one(member: Member, top: str, request: Request, *, shared_folder: bool = False, unit_seal: str = "") -> FileProtection:
     def own(error: Exception) -> str:
         return str(error).removeprefix(f"{member.path}: ")
 
     failed = FileProtection(member.name, 0, member.sidecar, 0, "", "", request.preset, "", 0, 0)
     try:
-        before = _before(member, request, shared_folder=shared_folder)
+        before = _before(member, request, shared_folder=shared_folder, unit_seal=unit_seal)
         if before.refusal:
             return replace(failed, message=before.refusal, exit_code=before.exit_code)
         word = _word(member, top, request)
         make_folder(os.path.dirname(member.sidecar))
         protection = _protection(member, request, before, word.claims)
         made = protect_file(member.path, member.sidecar, protection, jobs=request.jobs, progress=request.progress)
+        broken = drop_stale_seal(seal_path(member.sidecar), made.superblock.root)
     except UntrustedError as error:
         return replace(failed, message=own(error), exit_code=ExitCode.NOT_REPAIRABLE)
     except (BitwardError, FormatError, OSError) as error:
@@ -235,7 +260,7 @@ def _protect_one(member: Member, top: str, request: Request, *, shared_folder: b
         format=made.layout.format_name,
         tensors=sum(span.role is Role.TENSOR for span in made.layout.spans),
         blocks=block.block_count,
-        note="; ".join(filter(None, (made.layout.note, word.note))),
+        note="; ".join(filter(None, (made.layout.note, word.note, broken))),
         findings=(*filter(None, [word.contradiction]), *made.findings),
         evidence=tuple(f"{claim.parts[0].algorithm.value} as in {claim.source}" for claim in word.claims),
     )

@@ -1,0 +1,27 @@
+"""The report of ``bitward seal`` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitward.report.names import printable, printable_text
+from bitward.report.numbers import size
+from bitward.report.style import Style
+from bitward_agent.findings import KeyReport, SealReport
+
+
+def seal_lines(report: SealReport, style: Style) -> Iterator[str]:
+    """For each path its root, or why it was not sealed; then the key."""
+    for one in report.sealed:
+        path = style.strong(printable(one.path))
+        if one.exit_code:
+            yield f"{path}: {style.bad('not sealed')}  {printable_text(one.message)}"
+        else:
+            yield f"{path}: {style.good('sealed')}  {size(one.bytes)}, root {one.root}"
+    yield f"key {report.key}"
+
+
+def key_lines(report: KeyReport, style: Style) -> Iterator[str]:
+    """Where the two halves of a new key are."""
+    yield f"{style.strong(printable(report.private))}: private, keep it secret; it has no password"
+    yield f"{style.strong(printable(report.public))}: public, for those who verify"
