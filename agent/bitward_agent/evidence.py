@@ -177,7 +177,7 @@ def check_claims(file: OpenFile, size: int, claims: Sequence[Claim]) -> None:
         for part in claim.parts:
             key = (part.algorithm, part.start, size if part.end is None else part.end)
             if key not in known:
-                known[key] = _digest(file, *key)
+                known[key] = digest_of(file, *key)
             if known[key] != part.digest:
                 where = "" if len(claim.parts) == 1 else f" of bytes {key[1]} to {key[2]}"
                 name = part.algorithm.value
@@ -189,7 +189,12 @@ def check_claims(file: OpenFile, size: int, claims: Sequence[Claim]) -> None:
 _NEXT = ": not protected; get a good copy, or use --force"
 
 
-def _digest(file: OpenFile, algorithm: Algorithm, start: int, end: int) -> bytes:
+def digest_of(file: OpenFile, algorithm: Algorithm, start: int, end: int) -> bytes:
+    """The digest of a range of an open file.
+
+    Raises:
+        UnreadableError: part of it cannot be read.
+    """
     if algorithm is Algorithm.GIT_BLOB:
         digest = hashlib.sha1(b"blob %d\0" % (end - start), usedforsecurity=False)
     else:

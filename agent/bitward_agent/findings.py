@@ -252,6 +252,19 @@ class KeyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestReport:
+    """A signed manifest that was written; ``key`` is the SHA-256 of the public key's PEM."""
+
+    schema: str
+    path: str
+    method: str
+    key: str
+    files: int
+    bytes: int
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SealedPath:
     """One file or directory that was sealed, or in ``message`` why not."""
 

@@ -31,7 +31,6 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 ALWAYS_IGNORED = (".git", ".gitattributes", ".github", ".gitignore")
 """What the reference implementation leaves out unless told otherwise."""
-OUR_SUFFIXES = (".ward", ".ward-journal", ".ward-log", ".ward-seal")
 _SIZE_LIMIT = 1 << 63
 
 
@@ -182,17 +181,19 @@ def _in_order(path: str, parts: list[Part]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def build_statement(model_name: str, shards: Sequence[Shard], ignored: Sequence[str], shard_bytes: int = SHARD_BYTES) -> bytes:
-    """The statement (method ``shards``) over files of a model, as bytes to be signed."""
+def build_statement(model_name: str, resources: Sequence[Shard], ignored: Sequence[str], shard_bytes: int | None = SHARD_BYTES) -> bytes:
+    """The statement over files of a model, as bytes to be signed: by shards, or with ``shard_bytes`` of ``None`` by whole files."""
     # The reference implementation compares paths component by component, then the range.
-    listed = sorted(shards, key=lambda one: (one.path.split("/"), one.start, one.end))
+    listed = sorted(resources, key=lambda one: (one.path.split("/"), one.start, one.end))
     whole = hashlib.sha256(b"".join(one.digest for one in listed)).hexdigest()
-    algorithm = f"sha256-sharded-{shard_bytes}"
-    serialization = {"method": "shards", "hash_type": "sha256", "shard_size": shard_bytes, "allow_symlinks": False}
-    predicate = {
-        "serialization": serialization | {"ignore_paths": list(ignored)},
-        "resources": [{"name": one.name, "algorithm": algorithm, "digest": one.digest.hex()} for one in listed],
-    }
+    serialization: dict[str, object] = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
+    if shard_bytes is None:
+        described = [{"name": one.path, "algorithm": "sha256", "digest": one.digest.hex()} for one in listed]
+    else:
+        algorithm = f"sha256-sharded-{shard_bytes}"
+        serialization |= {"method": "shards", "shard_size": shard_bytes}
+        described = [{"name": one.name, "algorithm": algorithm, "digest": one.digest.hex()} for one in listed]
+    predicate = {"serialization": serialization | {"ignore_paths": list(ignored)}, "resources": described}
     subject = [{"name": model_name, "digest": {"sha256": whole}}]
     statement = {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PREDICATE_TYPE, "predicate": predicate}
     return json.dumps(statement, ensure_ascii=True).encode()

@@ -8,7 +8,7 @@ import click
 
 from bitward import __version__
 
-COMMANDS = ("protect", "verify", "repair", "explain", "diff", "keygen", "seal", "inject", "drill")
+COMMANDS = ("protect", "verify", "repair", "explain", "diff", "keygen", "seal", "manifest", "inject", "drill")
 
 
 class LazyGroup(click.Group):

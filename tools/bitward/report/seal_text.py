@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitward.report.names import printable, printable_text
-from bitward.report.numbers import size
+from bitward.report.numbers import count, size
 from bitward.report.style import Style
-from bitward_agent.findings import KeyReport, SealReport
+from bitward_agent.findings import KeyReport, ManifestReport, SealReport
 
 
 def seal_lines(report: SealReport, style: Style) -> Iterator[str]:
@@ -25,3 +25,13 @@ def key_lines(report: KeyReport, style: Style) -> Iterator[str]:
     """Where the two halves of a new key are."""
     yield f"{style.strong(printable(report.private))}: private, keep it secret; it has no password"
     yield f"{style.strong(printable(report.public))}: public, for those who verify"
+
+
+def manifest_lines(report: ManifestReport, style: Style) -> Iterator[str]:
+    """What was signed, where it is, and how to check it without Bitward."""
+    yield f"{style.strong(printable(report.path))}: {style.good('signed')}  {count(report.files, 'file')}, {size(report.bytes)}"
+    if report.method == "files":
+        yield "'model_signing verify key DIR --signature FILE --public_key PUB' checks it"
+    else:
+        yield "model_signing.verifying.Config().use_elliptic_key_verifier(public_key=PUB).verify(DIR, FILE) checks it; its command line"
+        yield "knows whole files only (--method files)"
