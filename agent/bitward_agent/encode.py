@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bitward_agent.errors import UnreadableError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.io import OpenFile
+from bitward_agent.page_census import Census
 from bitward_agent.scan import default_jobs
 from bitward_formats.digest import LeafHash, run_leaves
 from bitward_formats.geometry import CodeClass, InnerOffsets, Piece, Run, Zone
@@ -90,8 +91,17 @@ class Coder:
     """Codes a file zone by zone. ``leaves`` is complete when the last zone is."""
 
     def __init__(
-        self, file: OpenFile, plan: Plan, groups: LaneGroups, leaf_hash: int, jobs: int | None, progress: ProgressSink | None, task: str
+        self,
+        file: OpenFile,
+        plan: Plan,
+        groups: LaneGroups,
+        leaf_hash: int,
+        jobs: int | None,
+        progress: ProgressSink | None,
+        task: str,
+        census: Census | None = None,
     ) -> None:
+        self.census = census
         self.file, self.plan, self.groups, self.progress, self.task = file, plan, groups, progress, task
         self.run_leaves = run_leaves(leaf_hash)
         self.leaf_bytes = LeafHash(leaf_hash).leaf_bytes
@@ -172,6 +182,8 @@ class Coder:
         lost = self.file.read_into(memoryview(target), offset)  # type: ignore[arg-type]  # arrays are buffers
         if lost:
             raise UnreadableError(f"{self.file.path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
+        if self.census is not None:
+            self.census.add(offset, target)
         with self._lock:
             self.done_bytes += target.size
             if self.progress:

@@ -157,6 +157,7 @@ class VerifyReport:
     files: tuple[FileVerification, ...]
     units: tuple[UnitReport, ...] = ()
     exit_code: int = 0
+    sealed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ class RepairReport:
 
 @dataclass(frozen=True, slots=True)
 class FileProtection:
-    """``findings`` are things about the file which look wrong already, in plain words."""
+    """``findings`` are things about the file which look wrong already, ``evidence`` is what vouches for it, in plain words."""
 
     path: str
     bytes: int
@@ -245,6 +246,7 @@ class FileProtection:
     findings: tuple[str, ...] = ()
     message: str = ""
     exit_code: int = 0
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,52 @@ class ProtectReport:
     seconds: float
     files: tuple[FileProtection, ...]
     units: tuple[UnitReport, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """A key pair that was made: the paths of its halves."""
+
+    schema: str
+    kind: str
+    private: str
+    public: str
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReport:
+    """A signed manifest that was written; ``key`` is the SHA-256 of the public key's PEM."""
+
+    schema: str
+    path: str
+    method: str
+    key: str
+    files: int
+    bytes: int
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPath:
+    """One file or directory that was sealed, or in ``message`` why not."""
+
+    path: str
+    seal: str
+    root: str
+    bytes: int
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealReport:
+    """``key`` is the SHA-256 of the public key that signed."""
+
+    schema: str
+    key: str
+    sealed: tuple[SealedPath, ...]
     exit_code: int = 0
 
 

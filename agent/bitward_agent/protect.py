@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,10 +10,14 @@ import numpy as np
 
 from bitward_agent.durable import atomic_file
 from bitward_agent.encode import Coder, ZoneParity
-from bitward_agent.errors import BusyError, InputError, UntrustedError, WriteError
+from bitward_agent.errors import BusyError, InputError, WriteError
+from bitward_agent.evidence import check_claims
 from bitward_agent.findings import ProgressSink
+from bitward_agent.first_sight import examine, in_words
 from bitward_agent.io import DISK, Disk, FileState, OpenFile
 from bitward_agent.neighbours import layout_of_file
+from bitward_agent.page_census import Census
+from bitward_formats.checksums import Claim
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.page_arrays import paginate_array
@@ -27,15 +30,14 @@ NAME_LIMIT_BYTES = 255
 """What file systems allow for one component of a path."""
 JOURNAL_NAME_BYTES = len(".-journal.new")
 """What a repair adds to a sidecar's name; a file that could be protected but never repaired would be a trap."""
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
     """What to make: the lane groups and their name, the leaf hash, and what is known from elsewhere about the file.
 
-    ``trusted_sha256`` is 32 zero bytes where nobody vouches for the file; ``mtime_ns`` of ``None`` means the file's own, ``salt`` of
-    ``None`` the usual one. With a ``root`` nothing is written unless the file has it.
+    ``trusted_sha256`` is 32 zero bytes where nobody gives one; the file must be what all ``claims`` say. ``mtime_ns`` of ``None`` means
+    the file's own, ``salt`` of ``None`` the usual one. With a ``root`` nothing is written unless the file has it.
     """
 
     groups: LaneGroups
@@ -43,7 +45,8 @@ class Protection:
     leaf_hash: int
     protected_ns: int = 0
     trusted_sha256: bytes = bytes(32)
-    check_sha256: bool = False
+    claims: tuple[Claim, ...] = ()
+    first_sight: bool = False
     origin: str = "first-seen"
     layout: Layout | None = None
     mtime_ns: int | None = None
@@ -53,11 +56,12 @@ class Protection:
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """A sidecar that was written."""
+    """A sidecar that was written; ``findings`` is what looks wrong in the file, where that was asked for."""
 
     superblock: Superblock
     layout: Layout
     sidecar_bytes: int
+    findings: tuple[str, ...] = ()
 
 
 def preset_groups(preset: str) -> LaneGroups:
@@ -70,30 +74,6 @@ def preset_groups(preset: str) -> LaneGroups:
         return PRESETS[preset]
     except KeyError:
         raise InputError(f"no preset {preset!r}; there are {', '.join(PRESETS)}") from None
-
-
-def file_sha256(file: OpenFile, size: int) -> bytes:
-    """SHA-256 of a whole open file, read in one pass."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_HASH_CHUNK_BYTES))
-    for offset in range(0, size, _HASH_CHUNK_BYTES):
-        view = buffer[: min(_HASH_CHUNK_BYTES, size - offset)]
-        file.read_into(view, offset)
-        digest.update(view)
-    return digest.digest()
-
-
-def check_digest(file: OpenFile, size: int, expected: bytes) -> None:
-    """Compare a file with the digest that somebody vouches for.
-
-    Raises:
-        UntrustedError: it is another.
-    """
-    found = file_sha256(file, size)
-    if found != expected:
-        raise UntrustedError(
-            f"{file.path}: SHA-256 is {found.hex()}, expected {expected.hex()}: not protected; get a good copy, or use --force"
-        )
 
 
 def protect_file(
@@ -109,26 +89,28 @@ def protect_file(
     """Write the sidecar of a file. The file itself is only read.
 
     Raises:
-        UntrustedError: the file is not what ``trusted_sha256`` says.
+        UntrustedError: the file is not what one of the claims says.
         BusyError: the file changed meanwhile.
         UnreadableError, WriteError: by name and place.
     """
     if len(os.fsencode(os.path.basename(sidecar))) + JOURNAL_NAME_BYTES > NAME_LIMIT_BYTES:
         raise WriteError(f"{sidecar}: the file's name is too long for a sidecar and the journal of a repair beside it: shorten it")
-    with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-sha256") as pool:
+    with OpenFile(path, disk=disk) as file, ThreadPoolExecutor(1, "bitward-look") as pool:
         before = file.state()
-        check = pool.submit(check_digest, file, before.size, protection.trusted_sha256) if protection.check_sha256 else None
+        check = pool.submit(check_claims, file, before.size, protection.claims) if protection.claims else None
         layout = protection.layout or layout_of_file(file, before.size)
+        census = Census(layout) if protection.first_sight else None
         plan = plan_sidecar(layout, protection.groups, protection.leaf_hash)
         with atomic_file(sidecar, disk, mode=file.access_mode()) as target:
-            superblock = _write(file, before, target, layout, plan, protection, jobs, progress, task)
+            superblock = _write(file, before, target, layout, plan, protection, census, jobs, progress, task)
             if protection.root not in (None, superblock.root):
                 raise BusyError(f"{path}: is no longer what its sidecar vouches for: repair it again")
             if file.state() != before:
                 raise BusyError(f"{path}: changed while it was read: protect it again when its writer is done")
             if check is not None:
                 check.result()
-    return Protected(superblock, layout, plan.total_pages * PAGE_BYTES)
+        findings = in_words(examine(file, layout, census)) if census is not None else ()
+    return Protected(superblock, layout, plan.total_pages * PAGE_BYTES, findings)
 
 
 def _write(
@@ -138,6 +120,7 @@ def _write(
     layout: Layout,
     plan: Plan,
     protection: Protection,
+    census: Census | None,
     jobs: int | None,
     progress: ProgressSink | None,
     task: str,
@@ -159,7 +142,7 @@ def _write(
         preset=protection.preset,
     )
     salt = with_salt(draft).salt if protection.salt is None else protection.salt
-    coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task)
+    coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task, census)
 
     longest = max((max(zone.parity_stream_bytes, zone.inner_stream_bytes) for zone in plan.geometry.zones), default=0)
     scratch = np.empty(pages_for(longest) * PAGE_BYTES, np.uint8)  # the coder puts one zone at a time

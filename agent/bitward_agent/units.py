@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bitward_agent.durable import atomic_file
 from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import SidecarState, UnitReport
+from bitward_agent.hub_cache import blob_of, is_hub_note
 from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_formats.errors import SidecarError
 from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, build_unit_index, read_unit_index
 
-_OURS = (".ward", ".ward-journal", ".ward-log", ".ward.new", ".ward-journal.new")
+_OURS = (".ward", ".ward-journal", ".ward-log", ".ward-seal", ".ward.new", ".ward-journal.new", ".ward-seal.new")
 
 
 def is_ours(path: str) -> bool:
@@ -23,11 +25,19 @@ def is_ours(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file of a unit. ``relative`` uses ``/`` and the file system's bytes (surrogateescape)."""
+    """A regular file of a unit. ``relative`` uses ``/`` and the file system's bytes (surrogateescape).
+
+    ``shown`` is the name that people know it by, where that is another: a blob of a hub cache has one in a snapshot.
+    """
 
     path: str
     relative: str
     sidecar: str
+    shown: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.shown or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +73,57 @@ def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
-    """Every regular file below a directory but Bitward's own. Symbolic links are never followed.
+    """Every regular file below a directory but Bitward's own.
+
+    Symbolic links are never followed, but for those of a snapshot in a hub cache that lead to a blob of the same repository: the blob is
+    the file then, once.
 
     Raises:
         UnreadableError: a directory cannot be listed.
     """
     base = sidecar_base(folder, sidecar_dir)
-    members, skipped = [], []
+    members, skipped, links = [], [], []
     try:
         for relative, entry in _walk(folder):
             if entry.is_symlink():
-                skipped.append(f"{relative} (a symbolic link)")
+                blob = blob_of(entry.path)
+                if blob is None or not _is_regular(blob):
+                    skipped.append(f"{relative} ({'a symbolic link' if blob is None else 'its blob is gone'})")
+                else:
+                    links.append((relative, entry.path, blob))
             elif not entry.is_file(follow_symlinks=False):
                 skipped.append(f"{relative} (not a regular file)")
             elif relative + ".ward" == UNIT_INDEX_NAME:
                 skipped.append(f"{relative} (its sidecar would take the place of the directory's index)")
+            elif is_hub_note(entry.path):
+                skipped.append(f"{relative} (a note of the hub's own)")
             elif not is_ours(entry.name):
                 members.append(Member(entry.path, relative, os.path.join(base, relative + ".ward")))
     except OSError as error:
         raise UnreadableError(f"{error.filename}: cannot list: {error.strerror}") from error
+    known = {member.path: index for index, member in enumerate(members)}
+    for relative, link, blob in links:
+        index = known.get(blob)
+        if index is None:
+            known[blob] = len(members)
+            members.append(_blob_member(blob, relative, link, sidecar_dir and base))
+        elif not members[index].shown:
+            members[index] = replace(members[index], shown=link)
+        else:
+            skipped.append(f"{relative} (the same blob as {members[index].shown})")
     return Listing(tuple(members), tuple(skipped))
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _blob_member(blob: str, relative: str, link: str, base: str | None) -> Member:
+    """A file of a snapshot. Its sidecar lies beside the blob, where every snapshot finds it, or under ``base``."""
+    return Member(blob, relative, os.path.join(base, relative + ".ward") if base else blob + ".ward", link)
 
 
 def index_path(folder: str, sidecar_dir: str | None) -> str:
@@ -134,6 +175,14 @@ class UnitCheck:
         return replace(self.report, mismatched=tuple(differing), message="; ".join(filter(None, (self.report.message, message))))
 
 
+def _gone_member(folder: str, name: str, base: str, sidecar_dir: str | None) -> Member:
+    path = os.path.join(folder, name)
+    blob = blob_of(path)
+    if blob is not None:
+        return _blob_member(blob, name, path, sidecar_dir and base)
+    return Member(path, name, os.path.join(base, name + ".ward"))
+
+
 def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = False, disk: Disk = DISK) -> UnitCheck:
     """Hold a directory against its index. With ``heal`` a damaged index that can still be read is written anew."""
     try:
@@ -160,7 +209,7 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
                 message = f"the directory's index is damaged and could not be healed: {error}"
     base = sidecar_base(folder, sidecar_dir)
     missing = sorted(known - present)
-    gone = tuple(Member(os.path.join(folder, name), name, os.path.join(base, name + ".ward")) for name in missing)
+    gone = tuple(_gone_member(folder, name, base, sidecar_dir) for name in missing)
     report = UnitReport(
         folder,
         index.superblock.root.hex(),

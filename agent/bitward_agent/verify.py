@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import FLIPS_LISTED_LIMIT, Damage, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, journal_path
 from bitward_agent.scan import ScanResult, scan
+from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError
 from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.sidecar import Sidecar, lost_pages, read_sidecar
@@ -125,11 +126,14 @@ def verify_file(
     jobs: int | None = None,
     progress: ProgressSink | None = None,
     budget: FlipBudget | None = None,
+    sealed_root: bytes | None = None,
     disk: Disk = DISK,
 ) -> FileVerification:
     """Verify one file against its sidecar.
 
     Args:
+        sealed_root: the root that a trusted seal vouches for. A sidecar with another one, or with leaves that can be forged, is refused,
+            and nothing of it is used.
         tensor: glob over tensor names; only these are read, and the verdict is about them alone.
         sidecar_only: check the sidecar's own pages and leave the file unread.
     """
@@ -137,6 +141,8 @@ def verify_file(
     if isinstance(pair, FileVerification):
         return pair
     try:
+        if sealed_root is not None and not _has_root(pair, sealed_root):
+            return _unsealed(path, pair)
         if sidecar_only:
             return _sidecar_verdict(path, pair)
         wanted = tensor_filter(tensor)
@@ -150,11 +156,24 @@ def verify_file(
         if not pair.file.is_still_named():
             told = "the file was replaced or removed while it was read: verify it again"
             return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
-        return verdict
+        return verdict if sealed_root is None else replace(verdict, origin="sealed")
     except (BitwardError, FormatError) as error:
         return unverifiable(path, pair.state.size, pair.sidecar_report(), str(error))
     finally:
         pair.close()
+
+
+def _has_root(pair: OpenPair, root: bytes) -> bool:
+    block = pair.sidecar.superblock
+    return block.root == root and block.leaf_hash == LeafHash.BLAKE3
+
+
+def _unsealed(path: str, pair: OpenPair) -> FileVerification:
+    """The verdict of a file whose sidecar is not the one that was sealed: it may fit the file, and proves nothing."""
+    told = "its sidecar is not the one that was sealed: the file may have been changed, and the sidecar made anew"
+    block = pair.sidecar.superblock
+    report = pair.sidecar_report()
+    return FileVerification(path, Verdict.DAMAGED, 0, block.root.hex(), block.origin_label, pair.modified, report, message=told)
 
 
 def _moves(pair: OpenPair) -> bool:

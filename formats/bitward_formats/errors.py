@@ -114,5 +114,13 @@ class PickleTooLargeError(CheckpointError):
     """A pickle needs more steps, objects or depth than this version spends on one."""
 
 
+class ManifestError(FormatError):
+    """A signature bundle or manifest of model signing that is malformed, inconsistent, or of another kind."""
+
+
+class SealError(FormatError):
+    """A seal that is malformed, of another version, or that does not seal what a seal may."""
+
+
 class MissingExtraError(FormatError):
     """A feature needs an optional package that is not installed."""

@@ -12,26 +12,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bitward.targets import VERDICT_OF_CODE, PathLike, folder_of, roots_of, targets
+from bitward.targets import PathLike, folder_of, targets
+from bitward.verifying import VerifyRequest, verify_paths
 from bitward_agent.errors import BitwardError, InputError, UnreadableError
 from bitward_agent.findings import (
     DiffReport,
     ExitCode,
     ExplainReport,
     FileGuarantee,
-    FileVerification,
     ProgressSink,
     ProtectReport,
     RepairReport,
-    SidecarReport,
-    SidecarState,
-    UnitReport,
-    Verdict,
+    SealReport,
     VerifyReport,
 )
 from bitward_agent.io import resolve
-from bitward_agent.units import Member, list_unit
-from bitward_agent.verify import FlipBudget, verify_file
+from bitward_agent.units import list_unit
+from bitward_agent.verify import FlipBudget
 from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
@@ -45,6 +42,7 @@ def protect(
     sidecar_dir: PathLike | None = None,
     expect: str | None = None,
     force: bool = False,
+    first_sight: bool = True,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> ProtectReport:
@@ -55,11 +53,12 @@ def protect(
         leaf_hash: xxh3, or blake3 where tampering matters (extra ``bitward[blake3]``).
         expect: ``sha256:HEX`` that somebody vouches for; another digest is refused unless ``force``.
         force: protect a file whose sidecar says that it is damaged, or that is not what ``expect`` says.
+        first_sight: look for what seems damaged already: values that are not finite, lonely exponents, zeroed pages.
     """
     from bitward.protecting import Request, expected_digest, protect_paths
     from bitward_formats.digest import LeafHash
 
-    request = Request(preset, LeafHash[leaf_hash.upper()], expected_digest(expect), force, jobs, progress)
+    request = Request(preset, LeafHash[leaf_hash.upper()], expected_digest(expect), force, jobs, progress, first_sight)
     return protect_paths(paths, sidecar_dir, request)
 
 
@@ -68,6 +67,7 @@ def verify(
     tensor: str | None = None,
     sidecar_only: bool = False,
     sidecar_dir: PathLike | None = None,
+    sealed_by: PathLike | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> VerifyReport:
@@ -76,44 +76,27 @@ def verify(
     Args:
         tensor: glob; only tensors whose name matches are read, in files that have any.
         sidecar_only: check the sidecars themselves, not the files.
+        sealed_by: public key of the seals that must be there; what this key did not seal is never intact.
     """
-    started = time.monotonic()
-    where = folder_of(sidecar_dir)
-    files: list[FileVerification] = []
-    units: list[UnitReport] = []
-    budget = FlipBudget()
-    for target in targets(paths, where):
-        found = [
-            _gone(member)
-            if target.is_missing(member)
-            else verify_file(
-                member.path, member.sidecar, tensor=tensor, sidecar_only=sidecar_only, jobs=jobs, progress=progress, budget=budget
-            )
-            for member in target.members
-        ]
-        if target.unit is None:
-            files += found
-            continue
-        files += _of_tensor(found) if tensor is not None else found
-        units.append(target.unit.report_on(roots_of(target, found)))
-    code = ExitCode.worst([file.exit_code for file in files] + [unit.exit_code for unit in units])
-    size = sum(file.bytes for file in files)
-    return VerifyReport("bitward.verify/1", VERDICT_OF_CODE[code], size, time.monotonic() - started, tuple(files), tuple(units), code)
+    seal_key = None if sealed_by is None else os.fspath(sealed_by)
+    return verify_paths(paths, folder_of(sidecar_dir), VerifyRequest(tensor, sidecar_only, seal_key, jobs, progress))
 
 
-def _of_tensor(found: list[FileVerification]) -> list[FileVerification]:
-    """In a directory a tensor pattern need not match in every file; those without a match drop out, unless that leaves none."""
-    matching = [file for file in found if not file.message.startswith("no tensor matches")]
-    return matching or found
+def seal(
+    key: PathLike,
+    *paths: PathLike,
+    sidecar_dir: PathLike | None = None,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+) -> SealReport:
+    """Sign the root of each file or directory with an Ed25519 key, after verifying it. Only BLAKE3 leaves can be sealed.
 
+    Args:
+        key: private key in PEM, or a folder that ``bitward keygen`` filled.
+    """
+    from bitward.sealing import seal_paths
 
-def _gone(member: Member) -> FileVerification:
-    state = SidecarState.INTACT if os.path.lexists(member.sidecar) else SidecarState.MISSING
-    sidecar = SidecarReport(member.sidecar if state is SidecarState.INTACT else "", state)
-    return FileVerification(
-        *(member.path, Verdict.DAMAGED, 0, "", "", False, sidecar),
-        message="the file is gone: 'bitward repair --from COPY' gets it back",
-    )
+    return seal_paths(key, paths, sidecar_dir, jobs, progress)
 
 
 def repair(
@@ -156,9 +139,9 @@ def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainRep
             try:
                 if not os.path.lexists(member.sidecar):
                     raise InputError("no sidecar: 'bitward protect' makes one")
-                files.append(explain_file(member.path, member.sidecar))
+                files.append(replace(explain_file(member.path, member.sidecar), path=member.name))
             except (BitwardError, FormatError) as error:
-                empty = FileGuarantee(member.path, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
+                empty = FileGuarantee(member.name, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
                 files.append(replace(empty, message=str(error), exit_code=ExitCode.CANNOT_TELL))
     return ExplainReport("bitward.explain/1", tuple(files), ExitCode.worst(file.exit_code for file in files))
 

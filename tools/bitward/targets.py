@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bitward_agent.findings import ExitCode, FileRepair, FileVerification, Verdict
+from bitward_agent.hub_cache import name_in_snapshot
 from bitward_agent.io import resolve, sidecar_path
 from bitward_agent.units import Member, UnitCheck, check_unit
 
@@ -44,9 +45,10 @@ def folder_of(sidecar_dir: PathLike | None) -> str | None:
     return None if sidecar_dir is None else resolve(os.fspath(sidecar_dir))
 
 
-def lone_member(path: str, sidecar_dir: str | None) -> Member:
-    """A file that is protected by itself."""
-    return Member(path, os.path.basename(path), sidecar_path(path, sidecar_dir))
+def lone_member(path: str, sidecar_dir: str | None, named: str = "") -> Member:
+    """A file that is protected by itself; ``named`` is what the user called it."""
+    shown = name_in_snapshot(named)
+    return Member(path, os.path.basename(shown or path), sidecar_path(path, sidecar_dir), shown)
 
 
 def targets(paths: Iterable[PathLike], sidecar_dir: str | None, *, heal: bool = False) -> Iterator[Target]:
@@ -60,9 +62,9 @@ def targets(paths: Iterable[PathLike], sidecar_dir: str | None, *, heal: bool = 
         real = resolve(name)
         if not os.path.lexists(real):
             # A file that vanished may have left its sidecar; the engine says what of it is there.
-            yield Target(real, (lone_member(real, sidecar_dir),))
+            yield Target(real, (lone_member(real, sidecar_dir, name),))
         elif os.path.isdir(real):
             check = check_unit(real, sidecar_dir, heal=heal)
             yield Target(real, (*check.listing.members, *check.missing), check)
         else:
-            yield Target(real, (lone_member(real, sidecar_dir),))
+            yield Target(real, (lone_member(real, sidecar_dir, name),))

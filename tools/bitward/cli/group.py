@@ -8,7 +8,7 @@ import click
 
 from bitward import __version__
 
-COMMANDS = ("protect", "verify", "repair", "explain", "inspect", "diff", "inject", "drill")
+COMMANDS = ("protect", "verify", "repair", "explain", "inspect", "diff", "keygen", "seal", "manifest", "inject", "drill")
 
 
 class LazyGroup(click.Group):

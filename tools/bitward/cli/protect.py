@@ -38,6 +38,7 @@ def _digest(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--sidecar-dir", metavar="DIR", help="Where to put the sidecars, if not beside the files.")
 @click.option("--expect", metavar="sha256:HEX", callback=_digest, help="Digest that the file must have; then its origin is trusted.")
 @click.option("--force", is_flag=True, help="Protect what is there now even if a sidecar says otherwise.")
+@click.option("--no-first-sight", is_flag=True, help="Do not look for values that seem damaged already.")
 @with_view
 def command(
     paths: tuple[str, ...],
@@ -46,6 +47,7 @@ def command(
     sidecar_dir: str | None,
     expect: str | None,
     force: bool,
+    no_first_sight: bool,
     jobs: int | None,
     view: View,
 ) -> int:
@@ -57,6 +59,14 @@ def command(
 
     with view.progress() as sink:
         report = protect(
-            *paths, preset=preset, leaf_hash=leaf_hash, sidecar_dir=sidecar_dir, expect=expect, force=force, jobs=jobs, progress=sink
+            *paths,
+            preset=preset,
+            leaf_hash=leaf_hash,
+            sidecar_dir=sidecar_dir,
+            expect=expect,
+            force=force,
+            first_sight=not no_first_sight,
+            jobs=jobs,
+            progress=sink,
         )
     return view.finish(report, protect_lines)

@@ -40,7 +40,9 @@ def _file_lines(file: FileProtection, style: Style) -> Iterator[str]:
     for line in (file.message, file.note):
         if line:
             yield f"  {printable_text(line)}"
+    for line in file.evidence:
+        yield f"  {style.good('trusted:')} {printable_text(line)}"
     for finding in file.findings[:_FINDINGS_SHOWN]:
-        yield f"  {style.warn('looks wrong already:')} {printable_text(finding)}"
+        yield f"  {style.bad('looks wrong already:')} {printable_text(finding)}"
     if len(file.findings) > _FINDINGS_SHOWN:
         yield style.dim(f"  … and {len(file.findings) - _FINDINGS_SHOWN:,} more (use --json)")

@@ -22,6 +22,8 @@ def verify_lines(report: VerifyReport, style: Style) -> Iterator[str]:
         yield head_line(file.path, words, file.bytes, report.seconds if alone else None, style)
         yield from (f"  {line}" for line in _file_lines(file, budget, style))
     yield from unit_lines(report.units, style)
+    if report.sealed_by and not report.exit_code:
+        yield f"{style.good('sealed')} by the key {report.sealed_by}"
     if not alone:
         tally = _tally(report)
         yield f"{count(len(report.files), 'file')}: {tally or 'nothing to verify'}  {pace(report.bytes, report.seconds)}"
