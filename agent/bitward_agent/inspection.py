@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitward_agent.io import DISK, Disk, OpenFile
+from bitward_agent.neighbours import layout_of_file
 from bitward_formats import records
 from bitward_formats.packing_sizes import lane_count
-from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout, RecordKind, Role, Span
 
 _ROLES = {Role.TENSOR: "tensor", Role.HEADER: "header", Role.GAP: "gap", Role.TRAILER: "trailer", Role.DATA: "data"}
@@ -82,7 +82,7 @@ def inspect_file(path: str, disk: Disk = DISK) -> FileInspection:
         UnreadableError.
     """
     with OpenFile(path, disk=disk) as file:
-        layout = layout_of(file.read, file.state().size, path)
+        layout = layout_of_file(file, file.state().size)
     return _inspection(path, layout)
 
 

@@ -109,15 +109,19 @@ def form_of_span(span: Span) -> RecordForm:
 
 
 def locator(span: Span, form: RecordForm) -> Callable[[int], tuple[int, ...]]:
-    """From the place of an element in a tensor's memory to its index; to the bare place where the shape does not count such elements."""
+    """From the place of an element in a tensor's memory to its index; to the bare place where the shape does not count such elements.
+
+    The last record may have room for more elements than the shape counts: odd numbers of elements of half a byte.
+    """
     elements = span.length // form.kind.record_bytes * form.elements
     try:
         axes = parse_label(span.dtype).axes
     except UnknownDtypeError:
         axes = ()
-    if math.prod(span.dims) != elements or (axes and len(axes) != len(span.dims)):
+    counted = math.prod(span.dims)
+    if not 0 <= elements - counted < form.elements or (axes and len(axes) != len(span.dims)):
         return lambda place: (place,)
-    return lambda place: index_in_tensor(axes, span.dims, place)
+    return lambda place: index_in_tensor(axes, span.dims, place) if place < counted else (place,)
 
 
 def kind_of(dtype: str) -> RecordKind:
