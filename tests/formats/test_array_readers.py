@@ -1,4 +1,4 @@
-"""The readers of NumPy and HDF5 files against their libraries, and under seeded damage."""
+"""The readers of NumPy and HDF5 files beyond the contract: each way to be wrong, what is opaque and why, seeded damage to metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bitward_formats import errors, records
+from bitward_formats import errors
 from bitward_formats.readers import hdf5, layout_of, npy, npz
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.spans import Layout, Role
@@ -49,31 +49,11 @@ def made_by(case: Case, folder: Path) -> Path:
     return case.make(folder)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_tensors_are_what_the_library_loads_and_flips_are_named(case: Case, tmp_path: Path) -> None:
-    path = made_by(case, tmp_path)
-    data = path.read_bytes()
-    # By its contents alone: the name says nothing.
-    layout = read(data, "sha256-0123")
+@pytest.mark.parametrize("case", [case for case in CASES if not case.real], ids=lambda case: case.name)
+def test_files_are_known_by_content_alone(case: Case, tmp_path: Path) -> None:
+    layout = read(made_by(case, tmp_path).read_bytes(), "sha256-0123")
     assert_tiles(layout)
     assert layout.format_name == case.reader, layout.note
-    tensors = {span.name: span for span in layout.spans if span.role is Role.TENSOR}
-    assert {name: data[span.offset : span.end] for name, span in tensors.items()} == case.tensors(path)
-    if case.value is None:
-        return
-    seeded = random.Random(f"{SEED}/{case.name}")
-    filled = [span for span in tensors.values() if span.length]
-    for span in seeded.sample(filled, k=min(8, len(filled))):
-        form = records.form_of_span(span)
-        record, number = seeded.randrange(span.length // form.kind.record_bytes), seeded.choice(form.numbers)
-        lane = seeded.choice(form.stored_lanes(number))
-        damaged = bytearray(data)
-        start = span.offset + record * form.kind.record_bytes
-        damaged[start + lane // 8] ^= 1 << lane % 8
-        path.write_bytes(damaged)
-        wanted = form.value(number, form.straight(bytes(damaged[start : start + form.kind.record_bytes])))
-        index = records.locator(span, form)(record * form.elements + number.element)
-        assert repr(case.value(path, span.name, index)) == repr(wanted), (span, index, lane)
 
 
 def metadata_of(layout: Layout) -> list[int]:

@@ -47,6 +47,8 @@ DTYPES = frozenset({
     "C64", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL",
 })  # fmt: skip
 """The reference library's element types. Other labels that records know are not this format's."""
+_ELEMENTS = {dtype: (records.kind_of(dtype), records.element_bits(dtype)) for dtype in DTYPES}
+"""Record kind and bits of each: looked up once, since a hostile header has a million tensors."""
 METADATA_KEY = "__metadata__"
 METADATA_KEYS_LIMIT = 65_536
 """Most keys of the metadata; real files have hundreds. All of them are remembered, to find one that comes twice."""
@@ -159,13 +161,14 @@ class _Known:
 def _known(dtype: str, shape: bytes) -> _Known | None:
     """``None`` if anything is wrong."""
     dims = list(map(int, shape.split(b","))) if shape.strip() else []
-    if dtype not in DTYPES:
+    if dtype not in _ELEMENTS:
         return None
+    kind, element_bits = _ELEMENTS[dtype]
     try:
-        length = _tensor_bytes("", dims, records.element_bits(dtype))
+        length = _tensor_bytes("", dims, element_bits)
     except TensorSizeError:
         return None
-    return _Known(records.kind_of(dtype), length, sys.intern(dtype), tuple(dims))
+    return _Known(kind, length, sys.intern(dtype), tuple(dims))
 
 
 def _check_metadata(cursor: Cursor) -> None:
@@ -191,9 +194,9 @@ def _tensor_span(name: str, entry: dict[str, object], data_offset: int, data_byt
         raise HeaderSyntaxError(f"{shown(name)}: data_offsets must be two non-negative integers")
     if len(dims) > DIMS_LIMIT:
         raise HeaderSyntaxError(f"{shown(name)} has {len(dims)} dimensions; the most is {DIMS_LIMIT}")
-    if dtype not in DTYPES:
+    if dtype not in _ELEMENTS:
         raise UnknownDtypeError(f"{shown(name)}: unknown element type {dtype[:40]!r}; this version knows {', '.join(sorted(DTYPES))}")
-    kind, element_bits = records.kind_of(dtype), records.element_bits(dtype)
+    kind, element_bits = _ELEMENTS[dtype]
     begin, end = offsets
     if not begin <= end <= data_bytes:
         raise TensorBoundsError(f"{shown(name)} claims {_brief(begin)} .. {_brief(end)} of the {data_bytes} bytes of data")
