@@ -67,9 +67,14 @@ def test_every_command_has_its_row() -> None:
 
 
 def test_every_option_in_the_text_exists() -> None:
-    options = {option for name in COMMANDS for parameter in _command(name).params for option in parameter.opts}
+    commands = [one for name in COMMANDS for one in _with_subcommands(_command(name))]
+    options = {option for command in commands for parameter in command.params for option in parameter.opts}
     named = {option for span in code_spans(README) for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
     assert named - {"--help"} <= options
+
+
+def _with_subcommands(command: click.Command) -> list[click.Command]:
+    return [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
 
 
 def _command(name: str) -> click.Command:
