@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward_agent.io import OpenFile
+from bitward_formats import native
 from bitward_formats.spans import Layout, Role, Span
 
 CELL_BYTES = 2048
@@ -117,8 +118,11 @@ class Census:
 def _tops(cells: Bytes, tensor: Tensor) -> npt.NDArray[np.uint16]:
     form = tensor.form
     word_bytes = 8 if cells.shape[1] % 8 == 0 else form.item_bytes
-    gathered = np.bitwise_or.reduce(cells.view(f"<u{word_bytes}"), axis=1)
-    folded = gathered
+    kernel = native.KERNEL
+    if kernel is not None and word_bytes == 8 and cells.shape[1] % native.GATHER_BYTES == 0:
+        folded = kernel.gather_cells(np.ascontiguousarray(cells))
+    else:
+        folded = np.bitwise_or.reduce(cells.view(f"<u{word_bytes}"), axis=1)
     for _ in range((word_bytes // form.item_bytes).bit_length() - 1):
         half = 4 * folded.itemsize
         folded = (folded | (folded >> half)).astype(f"<u{folded.itemsize // 2}")
