@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,7 @@ def _tops(cells: Bytes, tensor: Tensor) -> npt.NDArray[np.uint16]:
     word_bytes = 8 if cells.shape[1] % 8 == 0 else form.item_bytes
     kernel = native.KERNEL
     if kernel is not None and word_bytes == 8 and cells.shape[1] % native.GATHER_BYTES == 0:
-        folded = kernel.gather_cells(np.ascontiguousarray(cells))
+        folded = cast(Bits, kernel.gather_cells(np.ascontiguousarray(cells)))
     else:
         folded = np.bitwise_or.reduce(cells.view(f"<u{word_bytes}"), axis=1)
     for _ in range((word_bytes // form.item_bytes).bit_length() - 1):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import checkpoints
 from bitward_formats import errors, records
-from bitward_formats.readers import READERS, layout_of, opaque, safetensors
+from bitward_formats.readers import layout_of, safetensors
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.spans import Layout, Role
 
@@ -262,14 +262,6 @@ def test_other_files_are_opaque_without_a_note(data: bytes) -> None:
     assert_tiles(layout)
     assert (layout.format_name, layout.note, len(layout.spans)) == ("opaque", "", min(len(data), 1))
     assert all(span.role is Role.DATA and span.kind.critical_mask == b"\xff" for span in layout.spans)
-
-
-def test_readers_keep_the_contract_of_the_registry() -> None:
-    for reader in (*READERS, opaque):
-        assert reader.NAME.isascii()
-        assert 0 < len(reader.NAME) <= 255
-        assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in reader.SUFFIXES)
-    assert len({reader.NAME for reader in (*READERS, opaque)}) == len(READERS) + 1
 
 
 SNIPPETS = [

@@ -16,12 +16,13 @@ from bitward_agent.sources.limits import Meter
 from bitward_agent.sources.read_ahead import ReadAhead
 from bitward_formats.blocks import Block
 from bitward_formats.errors import CheckpointError
-from bitward_formats.readers import READERS, layout_of
+from bitward_formats.readers import layout_of
 from bitward_formats.readers.file_view import FileView
+from bitward_formats.readers.hints import READERS
 from bitward_formats.shard_index import INDEX_LIMIT_BYTES, INDEX_SUFFIX, index_name, is_plain_name, read_weight_map, whole_name
 from bitward_formats.spans import Role, Span
 
-SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.SUFFIXES)
+SUFFIXES = tuple(suffix for hint in READERS for suffix in hint.suffixes)
 """Endings of names of checkpoints: the only files of a folder in which tensors are looked for."""
 FILES_LIMIT = 1024
 """Most files of a folder whose headers are read in search of tensors."""

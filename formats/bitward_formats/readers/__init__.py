@@ -2,17 +2,19 @@
 
 Readers never open a file. They get a ``FileView``: ``fetch(offset, length)``, which returns bytes of the file (fewer only where the file
 ends), its size, its name and, for formats that need them, the files beside it; what ``fetch`` raises goes through untouched. A format
-is a module with the four names of ``Reader``, listed in ``READERS``; its ``read_layout`` gives a layout that tiles the file or raises a
+is a module with the four names of ``Reader``, listed in ``hints.READERS``; its ``read_layout`` gives a layout that tiles the file or raises a
 named CheckpointError. Nothing is refused here: what no reader understands is protected as opaque bytes, and the layout's note says why.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Protocol
 
 from bitward_formats.errors import CheckpointError
-from bitward_formats.readers import gguf, hdf5, npy, npz, onnx, onnx_data, opaque, safetensors, tflite, torch_dcp, torch_legacy, torch_zip
+from bitward_formats.readers import opaque
 from bitward_formats.readers.file_view import Alone, Fetch, FileView, Neighbours
+from bitward_formats.readers.hints import COMPANIONS, READERS
 from bitward_formats.spans import Layout
 
 HEAD_BYTES = 4096
@@ -48,11 +50,6 @@ class Companion(Protocol):
         """The layout of the file by what its neighbours say; None if none of them speaks of it."""
 
 
-READERS: tuple[Reader, ...] = (gguf, safetensors, npy, npz, hdf5, onnx, tflite, torch_dcp, torch_legacy, torch_zip)
-"""In the order in which they are tried; what is left is shown to the companions, and what they leave is opaque."""
-COMPANIONS: tuple[Companion, ...] = (onnx_data,)
-
-
 def layout_of(fetch: Fetch, file_bytes: int, name: str, neighbours: Neighbours | None = None) -> Layout:
     """The layout of any file.
 
@@ -62,15 +59,20 @@ def layout_of(fetch: Fetch, file_bytes: int, name: str, neighbours: Neighbours |
     view = FileView(name, file_bytes, fetch, neighbours or Alone())
     head = fetch(0, min(file_bytes, HEAD_BYTES))
     refusals = []
-    for reader in READERS:
+    for hint in READERS:
+        if not hint.is_possible(head, name):
+            continue
+        reader: Reader = import_module(f"{__name__}.{hint.module}")
         if not reader.looks_like(head, file_bytes, name):
             continue
         try:
             return reader.read_layout(view)
         except CheckpointError as error:
             refusals.append(f"not valid {reader.NAME} ({type(error).__name__}: {error})")
-    for companion in COMPANIONS:
-        layout = companion.layout_beside(view)
-        if layout is not None:
-            return layout
+    for beside in COMPANIONS:
+        if any(one.lower().endswith(beside.suffixes) for one in view.neighbours.names()):
+            companion: Companion = import_module(f"{__name__}.{beside.module}")
+            layout = companion.layout_beside(view)
+            if layout is not None:
+                return layout
     return opaque.read_layout(view, note="; ".join(refusals))
