@@ -56,12 +56,14 @@ def hdf5_tensors(path: Path) -> dict[str, bytes]:
 
 def hdf5_value(path: Path, name: str, index: tuple[int, ...]) -> Value:
     import h5py
+    import numpy
 
     with h5py.File(path) as file:
         dataset = file[name]
-        # Booleans are an enumeration: a damaged one is read as the number it is.
-        view = dataset.astype("u1") if dataset.dtype.kind == "b" else dataset
-        return element_value(view[()], index)
+        # Booleans are an enumeration of signed bytes: a damaged one is read as the number it is, and the byte of that is wanted.
+        if dataset.dtype.kind == "b":
+            return element_value(numpy.asarray(dataset.astype("i1")[()]).view("u1"), index)
+        return element_value(dataset[()], index)
 
 
 def fill_weights(file: Any) -> None:
@@ -108,7 +110,7 @@ def fill_opaque(file: Any) -> None:
 
 def fill_crowd(file: Any) -> None:
     """A group whose links do not fit one node, heap or header."""
-    for number in range(700):
+    for number in range(300):
         file[f"crowd/a rather long name of a data set {number}"] = weights("<f4", (2,)) + number
 
 
