@@ -1,9 +1,9 @@
 """One reader per checkpoint format: from a file's own header to the spans that cover it.
 
 Readers never open a file. They get a ``FileView``: ``fetch(offset, length)``, which returns bytes of the file (fewer only where the file
-ends), its size, its name and, for formats that need them, the files beside it; what ``fetch`` raises goes through untouched. A format
-is a module with the four names of ``Reader``, listed in ``hints.READERS``; its ``read_layout`` gives a layout that tiles the file or raises a
-named CheckpointError. Nothing is refused here: what no reader understands is protected as opaque bytes, and the layout's note says why.
+ends), its size, its name and, for formats that need them, the files beside it; what ``fetch`` raises goes through untouched. A format is
+a module with the four names of ``Reader``, listed in ``hints.READERS``; its ``read_layout`` gives a layout that tiles the file or raises
+a named CheckpointError. Nothing is refused here: what no reader understands is protected as opaque bytes, and the layout's note says why.
 """
 
 from __future__ import annotations
