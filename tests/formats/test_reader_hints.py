@@ -15,7 +15,8 @@ SEED = 11
 TRIALS = 3_000
 NAMES = ("", "x", "model.bin", "weights", "a.npy", "b.npz", "c.h5", "c.hdf5", "d.onnx", "e.pt", "f.jit", "g.distcp", "i.TFLITE")
 PIECES = (
-    b"GGUF", b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"TFL3", b"\x08", b"\x08\x07\x12", b"\x80\x02", b"L", b"ustar", b"{", b"{\"",
+    b"GGUF", b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"TFL3",
+    b"\x08", b"\x08\x07\x12", b"\x80\x02", b"L", b"ustar", b"{", b"{\"",
     (0x1950A86A20F9469CFC6C).to_bytes(10, "little"), str(0x1950A86A20F9469CFC6C).encode(), b"a.npy", b"\x00", b"\x00" * 8,
 )  # fmt: skip
 PLACES = (0, 1, 2, 4, 8, 26, 30, 257, 512, 1024, 2048)
