@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from bitward_agent.neighbours import layout_of_file
 from bitward_agent.verify import FlipBudget
 from bitward_formats import records
 from bitward_formats.blocks import Block
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
 Bytes = npt.NDArray[np.uint8]

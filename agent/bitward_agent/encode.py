@@ -32,8 +32,8 @@ from bitward_formats.stripes import StripeAccumulator
 
 Bytes = npt.NDArray[np.uint8]
 
-_BATCH_SLOTS = 64
-"""Slots that are read and coded at once, 4 MiB: smaller batches cost more in calls than they save in the cache (measured from 8 on)."""
+_BATCH_SLOTS = 32
+"""Slots that are read and coded at once, 2 MiB: smaller batches cost more in calls than they save in the cache (measured from 4 to 64)."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from bitward_agent.errors import BitwardError, UnreadableError, UntrustedError
 from bitward_agent.io import OpenFile
@@ -23,6 +23,7 @@ from bitward_formats.checksums import (
     sha256_part,
 )
 from bitward_formats.errors import ManifestError
+from bitward_formats.frozen import dataclass
 from bitward_formats.model_signing import BUNDLE_LIMIT_BYTES, read_bundle, read_manifest
 
 _LIST_NAMES = ("sha256sums", "sha256sums.txt", "sha256sum.txt", "sha256sum", "sha256.txt", "checksums.txt", "checksums")

@@ -6,8 +6,9 @@ Damage is data here, never an exception, and "cannot check" is a verdict of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from bitward_formats.frozen import dataclass
 
 FLIPS_LISTED_LIMIT = 100_000
 """Most flips that one report lists one by one; ``flip_count`` always counts all of them."""

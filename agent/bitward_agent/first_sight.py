@@ -15,13 +15,13 @@ What was found is words; nothing is decided by it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bitward_agent.io import OpenFile
 from bitward_agent.page_census import SUSPECT_CELLS_LIMIT, Census, Numbers, Tensor, exponents_of, value_of
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout
 
 FINDINGS_LIMIT = 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from bitward_agent.locate import Locator, Outcome
 from bitward_agent.scan import ScanResult
 from bitward_agent.sourcing import Sourcing
 from bitward_formats.blocks import Block
+from bitward_formats.frozen import dataclass
 
 Bytes = npt.NDArray[np.uint8]
 

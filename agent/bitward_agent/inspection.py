@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_agent.neighbours import layout_of_file
 from bitward_formats import records
+from bitward_formats.frozen import dataclass
 from bitward_formats.packing_sizes import lane_count
 from bitward_formats.spans import Layout, RecordKind, Role, Span
 

@@ -10,11 +10,11 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from bitward_agent.errors import BusyError, NotRegularFileError, UnreadableError, WriteError
+from bitward_formats.frozen import dataclass
 
 SECTOR_BYTES = 4096
 """What is given up around an unreadable byte."""

@@ -15,12 +15,12 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from bitward_agent.durable import atomic_file, remove
 from bitward_agent.errors import JournalError, WriteError
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, open_folder, reason
+from bitward_formats.frozen import dataclass
 
 MAGIC = b"BWUNDO2\n"
 JOURNAL_LIMIT_BYTES = 96 << 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bitward_agent.findings import Damage, Flip, Progress, ProgressSink, Verdict
 from bitward_agent.flips import count_flips, list_flips
@@ -13,6 +12,7 @@ from bitward_agent.rewrite import Differences, is_rewrite
 from bitward_agent.scan import ScanResult
 from bitward_agent.verify import FlipBudget, OpenPair
 from bitward_formats.digest import leaf_function
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import BLOCK_LIMIT_BYTES, Role
 
 _MEDIUM_CHECKS_LIMIT = 256

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from bitward_agent.io import OpenFile, Range
 from bitward_formats.block_decode import Patient, decode_inner_alone, inner_step, is_hopeless
 from bitward_formats.blocks import Block
 from bitward_formats.digest import leaf_function
+from bitward_formats.frozen import dataclass
 from bitward_formats.geometry import InnerOffsets, Zone, inner_blob_bytes
 from bitward_formats.lanes import unpack_blobs
 from bitward_formats.packing import unpack_lanes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from bitward_agent.io import DISK, Disk, FileState, OpenFile
 from bitward_agent.neighbours import layout_of_file
 from bitward_agent.page_census import Census
 from bitward_formats.checksums import Claim
+from bitward_formats.frozen import dataclass
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
 from bitward_formats.page_arrays import paginate_array

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bitward_agent.errors import BitwardError, BusyError, WriteError
 from bitward_agent.findings import (
@@ -48,6 +48,7 @@ from bitward_agent.sourcing import Sourcing
 from bitward_agent.tally import BATCH_BYTES, Tally
 from bitward_agent.verify import FlipBudget, OpenPair, open_pair
 from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 

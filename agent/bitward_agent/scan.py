@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.io import OpenFile, Range, merge_ranges
 from bitward_formats.blocks import BlockTable
 from bitward_formats.digest import run_leaves
+from bitward_formats.frozen import dataclass
 from bitward_formats.sidecar import Sidecar
 from bitward_formats.spans import Span
 

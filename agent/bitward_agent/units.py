@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bitward_agent.durable import atomic_file
 from bitward_agent.errors import BitwardError, UnreadableError
@@ -13,6 +13,7 @@ from bitward_agent.findings import SidecarState, UnitReport
 from bitward_agent.hub_cache import blob_of, is_hub_note
 from bitward_agent.io import DISK, Disk, OpenFile
 from bitward_formats.errors import SidecarError
+from bitward_formats.frozen import dataclass
 from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex, build_unit_index, read_unit_index
 
 _OURS = (".ward", ".ward-journal", ".ward-log", ".ward-seal", ".ward.new", ".ward-journal.new", ".ward-seal.new")

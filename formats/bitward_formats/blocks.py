@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Span
 
 

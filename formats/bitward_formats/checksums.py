@@ -14,8 +14,9 @@ Everything here is text that anybody may have written: what does not parse says 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+
+from bitward_formats.frozen import dataclass
 
 LIST_LIMIT_BYTES = 4 << 20
 """Longest checksum list that is read: some 50,000 files."""

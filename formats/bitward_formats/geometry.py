@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bitward_formats.blocks import Block, BlockTable
+from bitward_formats.frozen import dataclass
 from bitward_formats.groups import LaneGroups, covers_all_lanes_alike
 from bitward_formats.packing_sizes import packed_bytes, parity_record_count
 from bitward_formats.spans import BLOCK_LIMIT_BYTES, RecordKind

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from bitward_formats.errors import LaneGroupError
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import RecordKind
 
 GROUP_LIMIT = 8

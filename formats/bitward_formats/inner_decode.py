@@ -5,11 +5,10 @@ Works on several equally long blocks of one kind at once. Nothing here is sure: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from bitward_formats.frozen import dataclass
 from bitward_formats.groups import LaneGroups
 from bitward_formats.lanes import group_parities, mask_array
 from bitward_formats.spans import RecordKind

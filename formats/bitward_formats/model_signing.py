@@ -15,11 +15,11 @@ import binascii
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bitward_formats.checksums import Algorithm, Claim, Part
 from bitward_formats.errors import ManifestError
+from bitward_formats.frozen import dataclass
 
 BUNDLE_LIMIT_BYTES = 32 << 20
 """Longest bundle that is read: some 100,000 resources."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import SealError
+from bitward_formats.frozen import dataclass
 
 SEAL_MAGIC = b"\x89SEAL\r\n\x1a"
 SEAL_VERSION = 1

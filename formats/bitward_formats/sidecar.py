@@ -7,11 +7,11 @@ been held against the length of the sidecar that is really there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bitward_formats.blocks import BlockTable
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import NotASidecarError, SidecarDamagedError, SidecarError, SidecarLimitError
+from bitward_formats.frozen import dataclass
 from bitward_formats.geometry import Geometry, Zone
 from bitward_formats.groups import LaneGroups
 from bitward_formats.layout import decode_layout, encode_layout

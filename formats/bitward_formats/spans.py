@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from bitward_formats.frozen import dataclass
 
 BLOCK_LIMIT_BYTES = 65536
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import xxhash
@@ -18,6 +18,7 @@ from bitward_formats.errors import (
     SidecarTooShortError,
     UnsupportedVersionError,
 )
+from bitward_formats.frozen import dataclass
 from bitward_formats.groups import GROUP_LIMIT, LaneGroup, LaneGroups, Selector, check_groups
 from bitward_formats.pages import PAGE_BYTES, PAYLOAD_BYTES, Fetch, Section, is_sound, reconcile
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bitward_formats.errors import LayoutError, NotASidecarError, SidecarDamagedError, SidecarLimitError
+from bitward_formats.frozen import dataclass
 from bitward_formats.merkle import unit_root
 from bitward_formats.pages import GAP_PAGES, PAYLOAD_BYTES, Fetch, Section, page_bytes, pages_for, paginate
 from bitward_formats.sidecar import read_doubled

@@ -136,9 +136,10 @@ def test_gathered_cells(kernel: Kernel) -> None:
     seeded = np.random.default_rng(3)
     for row in range(1, 40):  # few bits in each, so that a byte left out shows
         cells[row, seeded.integers(0, 2048, row)] |= 1 << seeded.integers(0, 8, row, dtype=np.uint8)
-    assert (kernel.gather_cells(cells) == np.bitwise_or.reduce(cells.view(np.uint64), axis=1)).all()
+    for item_bytes in (1, 2, 4, 8):
+        assert (kernel.gather_cells(cells, item_bytes) == np.bitwise_or.reduce(cells.view(f"<u{item_bytes}"), axis=1)).all()
     with pytest.raises(ValueError, match="multiples of 128"):
-        kernel.gather_cells(cells[:, :2040].copy())
+        kernel.gather_cells(cells[:, :2040].copy(), 8)
 
 
 @needs_kernel

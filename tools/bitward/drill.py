@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bitward.api import protect, repair, verify
@@ -21,6 +21,7 @@ from bitward.inject import InjectReport, inject
 from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SidecarState, Verdict, VerifyReport
 from bitward_agent.io import OpenFile
 from bitward_agent.neighbours import layout_of_file
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout
 
 SCHEMA = "bitward.drill/1"

@@ -7,12 +7,12 @@ too small is left out, with the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bitward.inject import InjectReport
 from bitward.inject_places import ElementLanes, LaneChoice
 from bitward_agent.findings import Damage, Flip
 from bitward_formats import records
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
 _BURST_BYTES = 36

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from random import Random
 
 from bitward.inject_places import (
@@ -29,6 +28,7 @@ from bitward.inject_places import (
 )
 from bitward_agent.findings import FLIPS_LISTED_LIMIT
 from bitward_agent.neighbours import FolderNeighbours
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers import layout_of
 from bitward_formats.spans import Layout
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import log, log1p
 from random import Random
 
 from bitward_formats import records
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
 ElementLanes = tuple[tuple[int, ...], ...]

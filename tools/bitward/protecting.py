@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from bitward.targets import PathLike, folder_of, lone_member
 from bitward_agent.durable import make_folder
@@ -20,6 +20,7 @@ from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.checksums import Claim, is_ollama_blob, sha256_part
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Role
 from bitward_formats.unit_index import UnitEntry
 

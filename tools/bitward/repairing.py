@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from bitward.targets import VERDICT_OF_CODE, PathLike, Target, roots_of, targets
 from bitward_agent.durable import make_empty, remove
@@ -16,6 +16,7 @@ from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.limits import Limits
 from bitward_agent.sources.opening import Places
 from bitward_agent.units import Member, list_unit
+from bitward_formats.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

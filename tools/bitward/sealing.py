@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
@@ -17,6 +17,7 @@ from bitward_agent.units import Member, index_path
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError, SealError
+from bitward_formats.frozen import dataclass
 from bitward_formats.superblock import KIND_FILE, KIND_UNIT
 
 if TYPE_CHECKING:

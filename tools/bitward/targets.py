@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from bitward_agent.findings import ExitCode, FileRepair, FileVerification, Verdict
 from bitward_agent.hub_cache import name_in_snapshot
 from bitward_agent.io import resolve, sidecar_path
 from bitward_agent.units import Member, UnitCheck, check_unit
+from bitward_formats.frozen import dataclass
 
 PathLike = str | os.PathLike[str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitward.targets import VERDICT_OF_CODE, PathLike, Target, roots_of, targets
@@ -22,6 +22,7 @@ from bitward_agent.findings import (
 )
 from bitward_agent.units import Member
 from bitward_agent.verify import FlipBudget, verify_file
+from bitward_formats.frozen import dataclass
 
 if TYPE_CHECKING:
     from bitward.sealing import Demand

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from bitward_agent.errors import InputError, SourceError
@@ -17,6 +16,7 @@ from bitward_agent.sources.addresses import WebAddress
 from bitward_agent.sources.http import HttpFile, HttpPlace
 from bitward_agent.sources.limits import Budget, Limits, Meter
 from bitward_agent.sources.local import LocalPlace
+from bitward_formats.frozen import dataclass
 
 ENDPOINT = "https://huggingface.co"
 LISTING_LIMIT_BYTES = 16 << 20

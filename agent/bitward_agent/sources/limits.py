@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bitward_agent.errors import SourceError
+from bitward_formats.frozen import dataclass
 
 DEFAULT_FETCH_BYTES = 1 << 30
 """Bytes that one command fetches unless told otherwise: 16,384 blocks, far more than rot takes, far less than a model by accident."""

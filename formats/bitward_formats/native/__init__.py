@@ -58,7 +58,7 @@ class Kernel:
 
         self._add_slots = function("add_slots", pointer, pointer, pointer, size, size)
         self._inner_parity = function("inner_parity", pointer, size, size, size, ctypes.c_uint, pointer)
-        self._gather_cells = function("gather_cells", pointer, size, size, pointer)
+        self._gather_cells = function("gather_cells", pointer, size, size, ctypes.c_uint, pointer)
         self._pages = function("pages", pointer, size, ctypes.c_uint, ctypes.c_uint32, word, pointer)
 
     def add_slots(self, p: Bytes, q: Bytes, slots: Bytes, row_bytes: int) -> None:
@@ -83,12 +83,12 @@ class Kernel:
             raise ValueError(f"{stream.size} bytes do not make pages {pages.shape}")
         self._pages(self._limit, _address(stream), stream.size, section, first_page, salt, _address(pages))
 
-    def gather_cells(self, cells: Bytes) -> npt.NDArray[np.uint64]:
-        """The OR of the words of each cell: (n, cell_bytes) u8 -> (n,) u64; ``cell_bytes`` is a multiple of 128."""
-        if cells.shape[1] % GATHER_BYTES:
+    def gather_cells(self, cells: Bytes, item_bytes: int) -> npt.NDArray[np.uint64]:
+        """The OR of the items of each cell: (n, cell_bytes) u8 -> (n,) u64; ``cell_bytes`` is a multiple of 128, items have 1, 2, 4, 8."""
+        if cells.shape[1] % GATHER_BYTES or item_bytes not in (1, 2, 4, 8):
             raise ValueError(f"cells of {cells.shape[1]} bytes cannot be gathered: it takes multiples of {GATHER_BYTES}")
         gathered = np.empty(cells.shape[0], np.uint64)
-        self._gather_cells(self._limit, _address(cells), cells.shape[0], cells.shape[1], _address(gathered.view(np.uint8)))
+        self._gather_cells(self._limit, _address(cells), *cells.shape, 8 * item_bytes, _address(gathered.view(np.uint8)))
         return gathered
 
 

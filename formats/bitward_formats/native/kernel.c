@@ -160,7 +160,8 @@ EXPORT void bitward_pages(unsigned limit, const uint8_t *stream, size_t size, un
     CALL(pages, limit, stream, size, section, first_page, salt, pages);
 }
 
-/* The OR of the 64-bit words of each of `count` cells; cell_bytes is a multiple of 128. */
-EXPORT void bitward_gather_cells(unsigned limit, const uint8_t *data, size_t count, size_t cell_bytes, uint64_t *gathered) {
-    CALL(gather_cells, limit, data, count, cell_bytes, gathered);
+/* The OR of the items of `item_bits` (8 to 64) of each of `count` cells; cell_bytes is a multiple of 128. */
+EXPORT void bitward_gather_cells(unsigned limit, const uint8_t *data, size_t count, size_t cell_bytes, unsigned item_bits,
+                                 uint64_t *gathered) {
+    CALL(gather_cells, limit, data, count, cell_bytes, item_bits, gathered);
 }

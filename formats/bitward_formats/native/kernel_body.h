@@ -296,7 +296,7 @@ TARGET static void NAME(pages)(const uint8_t *stream, size_t size, unsigned sect
 
 /* -------------------------------------------------------------------------------------------------------------- census */
 
-TARGET static void NAME(gather_cells)(const uint8_t *data, size_t count, size_t cell_bytes, uint64_t *gathered) {
+TARGET static void NAME(gather_cells)(const uint8_t *data, size_t count, size_t cell_bytes, unsigned item_bits, uint64_t *gathered) {
     for (size_t cell = 0; cell < count; cell++) {
         VECTOR some = {0}, others = {0};
         uint64_t words[VECTOR_BYTES / 8], all = 0;
@@ -307,7 +307,8 @@ TARGET static void NAME(gather_cells)(const uint8_t *data, size_t count, size_t 
         some |= others;
         memcpy(words, &some, sizeof words);
         for (int word = 0; word < VECTOR_BYTES / 8; word++) all |= words[word];
-        gathered[cell] = all;
+        for (unsigned width = 32; width >= item_bits; width /= 2) all |= all >> width;
+        gathered[cell] = item_bits < 64 ? all & (((uint64_t)1 << item_bits) - 1) : all;
     }
 }
 

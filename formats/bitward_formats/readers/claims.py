@@ -7,10 +7,10 @@ span and the others are its aliases; of two that overlap otherwise the larger st
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from bitward_formats import records
+from bitward_formats.frozen import dataclass
 from bitward_formats.spans import OPAQUE_KIND, Layout, Role, Span
 
 

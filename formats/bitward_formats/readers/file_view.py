@@ -6,8 +6,10 @@ Readers never open a file. The agent hands them these values; ``fetch`` reads, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
+
+from bitward_formats.frozen import dataclass
 
 Fetch = Callable[[int, int], bytes]
 """(offset, length) -> bytes of the file; fewer only where the file ends."""

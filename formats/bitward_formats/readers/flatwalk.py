@@ -10,9 +10,8 @@ nothing here that follows offsets by itself, so there are no cycles: who walks g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bitward_formats.errors import HeaderSyntaxError, HeaderTooLargeError, HeaderTooShortError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import Fetch
 
 OFFSET_BYTES = 4

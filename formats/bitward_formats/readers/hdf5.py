@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from operator import attrgetter
 
 from bitward_formats import records
 from bitward_formats.errors import DuplicateKeyError, FormatVersionError, TensorBoundsError, TensorOverlapError, TensorSizeError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.readers.hdf5_datatype import Element, read_element
 from bitward_formats.readers.hdf5_groups import CHUNK_NODE, links_of, tree_children

@@ -9,9 +9,8 @@ Sources: HDF5 File Format Specification 3.0, section IV.A.2.d (datatype message)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bitward_formats.errors import FormatVersionError, HeaderSyntaxError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.hdf5_metadata import number
 from bitward_formats.readers.hdf5_objects import RANK_LIMIT
 

@@ -9,10 +9,10 @@ layout), IV.A.2.q (continuation).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from bitward_formats.errors import FormatVersionError, HeaderSyntaxError, HeaderTooShortError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.hdf5_metadata import OBJECT_STEPS, Metadata, number
 
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, GROUP_INFO, FILTERS = 0x01, 0x02, 0x03, 0x06, 0x07, 0x08, 0x0A, 0x0B

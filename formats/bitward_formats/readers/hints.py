@@ -5,7 +5,7 @@ A hint allows more than its reader's ``looks_like`` does, never less; loading al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bitward_formats.frozen import dataclass
 
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"

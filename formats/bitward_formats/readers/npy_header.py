@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 from bitward_formats import records
 from bitward_formats.errors import (
@@ -23,6 +22,7 @@ from bitward_formats.errors import (
     TensorBoundsError,
     TensorSizeError,
 )
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import Fetch
 from bitward_formats.spans import OPAQUE_KIND, Role, Span
 

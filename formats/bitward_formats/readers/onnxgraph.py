@@ -14,9 +14,8 @@ where NODE is the node's name, else its first output, else its operator and numb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bitward_formats.errors import HeaderSyntaxError, HeaderTooLargeError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.onnxtensor import NAME_LIMIT_BYTES, Storage, Tensor, expect_wire, read_tensor
 from bitward_formats.readers.protowalk import Field, Walker, Wire
 

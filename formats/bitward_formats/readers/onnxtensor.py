@@ -8,11 +8,11 @@ variable-length integers or strings, in pieces, or in a size that does not fit i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from bitward_formats import records
 from bitward_formats.errors import HeaderSyntaxError, UnknownDtypeError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.protowalk import Field, Walker, Wire
 
 NAME_LIMIT_BYTES = 65_535

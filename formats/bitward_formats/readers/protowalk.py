@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
 from bitward_formats.errors import HeaderSyntaxError, HeaderTooLargeError, HeaderTooShortError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import Fetch
 
 FIELDS_LIMIT = 1 << 22

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeGuard
 
@@ -28,6 +27,7 @@ from bitward_formats.errors import (
     TensorSizeError,
     UnknownDtypeError,
 )
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import Fetch, FileView
 from bitward_formats.readers.jsonwalk import Cursor, shown
 from bitward_formats.spans import OPAQUE_KIND, Layout, RecordKind, Role, Span

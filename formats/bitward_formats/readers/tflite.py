@@ -12,10 +12,9 @@ of their tensors. Quantisation parameters, sparse indices and options are part o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bitward_formats import records
 from bitward_formats.errors import HeaderSyntaxError, HeaderTooLargeError, HeaderTooShortError, TensorBoundsError, UnknownDtypeError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.claims import Claim, Fillers, layout_of_claims
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.readers.flatwalk import OFFSET_BYTES, FlatFile, Table, Vector

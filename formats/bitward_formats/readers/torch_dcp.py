@@ -11,9 +11,10 @@ A shard is named by the part of the tensor that it holds, ``weight[0:128,64:128]
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bitward_formats.errors import CheckpointError, HeaderSyntaxError, PickleTooLargeError, TensorBoundsError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers import safetensors, torch_zip
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.readers.jsonwalk import shown

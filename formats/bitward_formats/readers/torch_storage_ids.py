@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeGuard
 
 from bitward_formats.errors import PickleSyntaxError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.pickle_nodes import Global, Persistent
 from bitward_formats.readers.torch_dtypes import storage_label
 

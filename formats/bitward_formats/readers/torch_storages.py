@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from bitward_formats.errors import TensorBoundsError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.jsonwalk import shown
 from bitward_formats.readers.torch_tensors import TensorClaim
 from bitward_formats.records import Label, kind_of

@@ -8,10 +8,10 @@ saved whole look like their state dict. Each container is gone through once, und
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from bitward_formats.errors import PickleSyntaxError, PickleTooLargeError
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.pickle_nodes import Call, Global, Listing, Mapping, Persistent
 from bitward_formats.readers.torch_dtypes import dtype_label
 from bitward_formats.readers.torch_storage_ids import SIZE_LIMIT, Storage, is_count, storage_of

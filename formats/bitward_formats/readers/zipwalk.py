@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 
@@ -26,6 +25,7 @@ from bitward_formats.errors import (
     DuplicateKeyError,
     UnsupportedArchiveError,
 )
+from bitward_formats.frozen import dataclass
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.readers.jsonwalk import shown
 from bitward_formats.spans import OPAQUE_KIND, Role, Span

@@ -8,8 +8,8 @@ numbers and a map of where each byte is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from bitward_formats.frozen import dataclass
 from bitward_formats.records.plain import ElementType, decode, field_of_bit
 from bitward_formats.spans import RecordKind
 

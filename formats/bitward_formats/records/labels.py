@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 from bitward_formats.errors import UnknownDtypeError
+from bitward_formats.frozen import dataclass
 
 LABEL_LIMIT_BYTES = 255
 """The length of a label fills one byte of the layout stream (SPEC, section 2.1)."""

@@ -10,8 +10,9 @@ Sources of the small floats: E4M3 and E5M2, Micikevicius et al., "FP8 Formats fo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from bitward_formats.frozen import dataclass
 
 
 class Family(Enum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from dataclasses import dataclass
 
 import click
 
@@ -13,6 +12,7 @@ from bitward.report.names import printable, printable_text
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import ExitCode
 from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
