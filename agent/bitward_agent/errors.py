@@ -37,3 +37,7 @@ class UntrustedError(BitwardError):
 
 class SourceError(BitwardError):
     """A source of good blocks cannot give what it was asked for. The message holds no credentials."""
+
+
+class ProcessError(BitwardError):
+    """A process is not there, or its memory is out of reach. The message says what right is missing."""

@@ -98,6 +98,27 @@ class SidecarReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveReport:
+    """The image of a file in a process's memory, where a report is about that and not about the file.
+
+    ``mapping`` is shared (its pages are the page cache) or private (pages may be copies of the process's own). ``own_bytes`` counts bytes
+    of pages that are such copies, ``None`` where the kernel does not tell. ``partial_blocks`` were mapped in part only: the rest of
+    them was taken from the file. ``changed`` are tensors that the process itself has changed, as far as can be told. ``deleted``: the
+    file has no name any more.
+    """
+
+    pid: int
+    process: str
+    mapping: str
+    addresses: tuple[str, ...]
+    mapped_bytes: int
+    own_bytes: int | None
+    partial_blocks: int = 0
+    changed: tuple[str, ...] = ()
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FileVerification:
     path: str
     verdict: Verdict
@@ -109,6 +130,7 @@ class FileVerification:
     damage: tuple[Damage, ...] = ()
     damaged_blocks: int = 0
     message: str = ""
+    live: LiveReport | None = None
 
     @property
     def exit_code(self) -> int:
@@ -214,6 +236,7 @@ class FileRepair:
     message: str = ""
     exit_code: int = 0
     sources: tuple[SourceUse, ...] = ()
+    live: LiveReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from bitward_formats.readers.opaque import NAME as OPAQUE
 
 APPENDED_LIMIT_BYTES = 1 << 20
 """A modified file with more bytes than this at its end was rewritten, not damaged."""
-_DENSE_SHARE = 0.01
+DENSE_SHARE = 0.01
 """From this share of differing bits on, differences that reach across the file look like new contents."""
 _RESIZED_BITS = 64
 """A file of another size that also differs in more bits than this before its end was edited."""
@@ -68,4 +68,4 @@ def is_rewrite(pair: OpenPair, differences: Differences) -> bool:
     if pair.state.size != recorded:
         return differences.bits > _RESIZED_BITS
     wide = 2 * (differences.high - (differences.low or 0)) > recorded
-    return wide and differences.bits > _DENSE_SHARE * 8 * recorded
+    return wide and differences.bits > DENSE_SHARE * 8 * recorded

@@ -62,15 +62,21 @@ def open_sidecar(path: str, disk: Disk = DISK) -> tuple[OpenFile, Sidecar, tuple
     """
     ward = OpenFile(path, disk=disk)
     try:
-        size = ward.state().size
-        sidecar = read_sidecar(ward.read, size)
-        lost = tuple(sorted(set(lost_pages(ward.read, sidecar)) | set(sidecar.lost_pages)))
-        if size != sidecar.plan.total_pages * PAGE_BYTES and not lost:
-            lost = (sidecar.plan.total_pages,)
+        sidecar, lost = checked_sidecar(ward)
     except BaseException:
         ward.close()
         raise
     return ward, sidecar, lost
+
+
+def checked_sidecar(ward: OpenFile) -> tuple[Sidecar, tuple[int, ...]]:
+    """An open sidecar's metadata, checked, and the numbers of its bad pages. Raises UnreadableError, SidecarError."""
+    size = ward.state().size
+    sidecar = read_sidecar(ward.read, size)
+    lost = tuple(sorted(set(lost_pages(ward.read, sidecar)) | set(sidecar.lost_pages)))
+    if size != sidecar.plan.total_pages * PAGE_BYTES and not lost:
+        lost = (sidecar.plan.total_pages,)
+    return sidecar, lost
 
 
 def open_pair(path: str, sidecar_path: str, disk: Disk = DISK) -> OpenPair | FileVerification:

@@ -68,6 +68,7 @@ def verify(
     sidecar_only: bool = False,
     sidecar_dir: PathLike | None = None,
     sealed_by: PathLike | None = None,
+    live: int | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> VerifyReport:
@@ -77,7 +78,13 @@ def verify(
         tensor: glob; only tensors whose name matches are read, in files that have any.
         sidecar_only: check the sidecars themselves, not the files.
         sealed_by: public key of the seals that must be there; what this key did not seal is never intact.
+        live: number of a process: what it has mapped of the files is verified in its memory; without paths, all that has a sidecar.
     """
+    if live is not None:
+        from bitward.live import Asked, no_other, verify_live
+
+        no_other((("--sidecar-only", sidecar_only), ("--sealed-by", sealed_by is not None)))
+        return verify_live(Asked(live, paths, folder_of(sidecar_dir), tensor, False, jobs, progress))
     seal_key = None if sealed_by is None else os.fspath(sealed_by)
     return verify_paths(paths, folder_of(sidecar_dir), VerifyRequest(tensor, sidecar_only, seal_key, jobs, progress))
 
@@ -107,6 +114,7 @@ def repair(
     sidecar_dir: PathLike | None = None,
     max_fetch: int | None = None,
     allow_full_download: bool = False,
+    live: int | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> RepairReport:
@@ -119,7 +127,13 @@ def repair(
         best_effort: write also what parity says of blocks that stay damaged.
         max_fetch: most bytes that all remote sources together may send; 1 GiB by default.
         allow_full_download: read a file from its start where a server does not serve ranges.
+        live: number of a process: mapped files, and then its own copies of their pages, are put right while it runs.
     """
+    if live is not None:
+        from bitward.live import Asked, no_other, repair_live
+
+        no_other((("--from", bool(sources)), ("--best-effort", best_effort)))
+        return repair_live(Asked(live, paths, folder_of(sidecar_dir), None, dry_run, jobs, progress))
     from bitward.repairing import Request, repair_paths
     from bitward_agent.sources.limits import DEFAULT_FETCH_BYTES, Limits
 

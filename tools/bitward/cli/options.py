@@ -61,3 +61,17 @@ def sidecar_dir_option(command: Command) -> Command:
     """``--sidecar-dir``: where the sidecars are if they are not beside their files."""
     text = "The directory of the sidecars, if they are not beside their files."
     return click.option("--sidecar-dir", metavar="DIR", help=text)(command)
+
+
+def live_option(command: Command) -> Command:
+    """``--live PID``, and ``PATH…`` that may then be left out. Put it where ``paths_argument`` would be."""
+
+    @wraps(command)
+    def call(*args: Any, paths: tuple[str, ...], live: int | None, **rest: Any) -> int:
+        if not paths and live is None:
+            raise click.UsageError("Missing argument 'PATH...'.", click.get_current_context())
+        return command(*args, paths=paths, live=live, **rest)
+
+    text = "What this process has mapped, in its memory; without PATH every mapped file that has a sidecar."
+    decorated: Command = click.option("--live", type=click.IntRange(1), metavar="PID", help=text)(call)
+    return click.argument("paths", nargs=-1, metavar="PATH...")(decorated)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from bitward.cli.options import byte_count, paths_argument, sidecar_dir_option, with_view
+from bitward.cli.options import byte_count, live_option, sidecar_dir_option, with_view
 from bitward.cli.view import View
 
 
 @click.command("repair", short_help="Put damaged bytes back from parity or a good copy.")
-@paths_argument
+@live_option
 @click.option("--from", "sources", multiple=True, metavar="SOURCE", help="A good copy to take bytes from: path or URL; may be given again.")
 @click.option("--max-fetch", callback=byte_count, metavar="BYTES", help="Most bytes that servers may send, such as 500M.  [default: 1 GiB]")
 @click.option("--allow-full-download", is_flag=True, help="Read a file from its start where a server does not serve ranges.")
@@ -25,6 +25,7 @@ def command(
     dry_run: bool,
     best_effort: bool,
     sidecar_dir: str | None,
+    live: int | None,
     jobs: int | None,
     view: View,
 ) -> int:
@@ -45,6 +46,7 @@ def command(
             sidecar_dir=sidecar_dir,
             max_fetch=max_fetch,
             allow_full_download=allow_full_download,
+            live=live,
             jobs=jobs,
             progress=sink,
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from bitward.cli.options import paths_argument, sidecar_dir_option, with_view
+from bitward.cli.options import live_option, sidecar_dir_option, with_view
 from bitward.cli.view import View
 
 
 @click.command("verify", short_help="Find flipped bits and name them.")
-@paths_argument
+@live_option
 @click.option("--tensor", metavar="GLOB", help="Only the tensors whose name matches.")
 @click.option("--sidecar-only", is_flag=True, help="Check the sidecar itself; do not read the file.")
 @sidecar_dir_option
@@ -20,6 +20,7 @@ def command(
     tensor: str | None,
     sidecar_only: bool,
     sidecar_dir: str | None,
+    live: int | None,
     sealed_by: str | None,
     jobs: int | None,
     view: View,
@@ -35,6 +36,7 @@ def command(
             sidecar_only=sidecar_only,
             sidecar_dir=sidecar_dir,
             sealed_by=sealed_by,
+            live=live,
             jobs=jobs,
             progress=sink,
         )
