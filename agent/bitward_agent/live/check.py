@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitward_agent.findings import Damage, FileVerification, Flip, LiveReport, ProgressSink, Verdict
 from bitward_agent.flips import count_flips, list_flips
 from bitward_agent.io import Range
-from bitward_agent.live.image import Image, outside, overlaps
+from bitward_agent.live.image import BaseImage, Image, outside, overlaps
 from bitward_agent.live.judging import SpanDifferences
 from bitward_agent.live.maps import View
 from bitward_agent.live.memory import ProcessMemory
@@ -33,6 +33,8 @@ Wanted = Callable[[Span], bool]
 
 _DECODED_LIMIT_BYTES = 64 << 20
 """Most bytes that parity restores for one image: as much is kept in memory until it is judged. More damage than this is the file's."""
+_SETTLED_ELEMENTS = 1024
+"""So many elements that look changed settle it for their tensor; the rest of it is not read again."""
 _CHANGED_NAMES_LIMIT = 1000
 _MEDIUM_CHECKS_LIMIT = 256
 
@@ -58,19 +60,20 @@ class LiveBlock:
         return self.correct is not None and bool(((self.found != self.correct) & (self.found != self.in_file)).any())
 
 
-class ViewCheck:
-    """Scans and judges one view. ``changed``: offset and name of each span that the process changed; ``bad``: numbers of blocks."""
+class ImageCheck:
+    """Scans and judges one image of a file; ``ranges`` are the bytes of the file that are in it, the others are not looked at.
 
-    def __init__(self, pair: OpenPair, memory: ProcessMemory, view: View, wanted: Wanted | None = None) -> None:
-        self.pair, self.memory, self.view = pair, memory, view
-        self.ranges = _clipped(view.ranges, pair.sidecar.superblock.file_bytes)
-        told = memory.own_ranges(view)
-        self.own_bytes = None if told is None else sum(high - low for low, high in _clipped(told, pair.sidecar.superblock.file_bytes))
-        # Where the kernel does not tell which pages are copies, all are read as if they were.
-        self.image = Image(pair.file, memory, view.base, view.ranges if told is None else told)
+    ``changed``: offset and name of each span that was changed on purpose; ``bad``: numbers of blocks.
+    """
+
+    def __init__(
+        self, pair: OpenPair, image: BaseImage, ranges: Sequence[Range], wanted: Wanted | None = None, *, is_cache: bool = False
+    ) -> None:
+        """``is_cache``: the image is nothing but the page cache, so that the file's own rules judge it."""
+        self.pair, self.image, self.ranges, self.is_cache = pair, image, _clipped(ranges, pair.sidecar.superblock.file_bytes), is_cache
         self._wanted = wanted
         self._leaf = leaf_function(pair.sidecar.superblock.leaf_hash)
-        self._table = pair.sidecar.plan.table
+        self.table = pair.sidecar.plan.table
         self._decoded: dict[int, Bytes] = {}
         self._from_file: list[Range] = []
         self.result = ScanResult((), (), 0)
@@ -85,7 +88,7 @@ class ViewCheck:
     def run(self, jobs: int | None = None, progress: ProgressSink | None = None) -> None:
         """Read everything that is mapped and judge what differs."""
         self.result = scan(self.image, self.pair.sidecar, jobs=jobs, progress=progress, wanted=self.is_wanted)
-        self.bad = tuple(number for number in self.result.bad_blocks if self._is_mapped(self._table[number]))
+        self.bad = tuple(number for number in self.result.bad_blocks if self._is_mapped(self.table[number]))
         self._decode()
         if not self.is_rewritten:
             self._judge()
@@ -110,7 +113,7 @@ class ViewCheck:
         """Parity for the blocks of which the file itself is wrong; the others count as known meanwhile."""
         unsolved = []
         for number in self.bad:
-            block = self._table[number]
+            block = self.table[number]
             if self.is_leaf(block, self._in_file(block)):
                 self._from_file.append((block.offset, block.end))
             else:
@@ -131,7 +134,7 @@ class ViewCheck:
 
     def live_block(self, number: int) -> LiveBlock:
         """One bad block, read anew."""
-        block = self._table[number]
+        block = self.table[number]
         found = np.zeros(block.length, np.uint8)
         lost = self.image.read_into(memoryview(found), block.offset)  # type: ignore[arg-type]  # arrays are buffers
         in_file = self._in_file(block)
@@ -147,12 +150,12 @@ class ViewCheck:
 
     def _judge(self) -> None:
         """Which tensors the process itself changed. What is also wrong in the file was not done by the process."""
-        if self.view.shared:
+        if self.is_cache:
             return  # these are the file's own pages, and the file is judged by its own rules
         tallies: dict[int, SpanDifferences] = {}
         settled: set[int] = set()
         for number in self.bad:
-            span = self._table[number].span
+            span = self.table[number].span
             if span.offset in settled:
                 continue
             one = self.live_block(number)
@@ -171,14 +174,26 @@ class ViewCheck:
         if self.is_rewritten:
             return
         for number in self.bad:
-            if self._table[number].span.offset not in self.changed:
+            if self.table[number].span.offset not in self.changed:
                 one = self.live_block(number)
                 if one.correct is None or one.unreadable or (one.found != one.correct).any():
                     yield one
 
+
+class ViewCheck(ImageCheck):
+    """The image is a view that another process has of the file."""
+
+    def __init__(self, pair: OpenPair, memory: ProcessMemory, view: View, wanted: Wanted | None = None) -> None:
+        self.memory, self.view = memory, view
+        told = memory.own_ranges(view)
+        self.own_bytes = None if told is None else sum(high - low for low, high in _clipped(told, pair.sidecar.superblock.file_bytes))
+        # Where the kernel does not tell which pages are copies, all are read as if they were.
+        image = Image(pair.file, memory, view.base, view.ranges if told is None else told)
+        super().__init__(pair, image, view.ranges, wanted, is_cache=view.shared)
+
     def report(self, deleted: bool) -> LiveReport:
         """What there is to say of the view itself."""
-        partial = {self._table.at_offset(at).number for at in _edges(self.ranges, self.pair.sidecar.superblock.file_bytes)}
+        partial = {self.table.at_offset(at).number for at in _edges(self.ranges, self.pair.sidecar.superblock.file_bytes)}
         return LiveReport(
             pid=self.memory.pid,
             process=self.memory.process,
@@ -186,14 +201,10 @@ class ViewCheck:
             addresses=tuple(one.name for one in self.view.mappings[:_CHANGED_NAMES_LIMIT]),
             mapped_bytes=sum(high - low for low, high in self.ranges),
             own_bytes=self.own_bytes,
-            partial_blocks=sum(self.is_partial(self._table[number]) for number in partial),
+            partial_blocks=sum(self.is_partial(self.table[number]) for number in partial),
             changed=tuple(name for _, name in sorted(self.changed.items()))[:_CHANGED_NAMES_LIMIT],
             deleted=deleted,
         )
-
-
-_SETTLED_ELEMENTS = 1024
-"""So many elements that look changed settle it for their tensor; the rest of it is not read again."""
 
 
 def _clipped(ranges: Sequence[Range], file_bytes: int) -> tuple[Range, ...]:
@@ -210,7 +221,7 @@ def _edges(ranges: Sequence[Range], file_bytes: int) -> Iterator[int]:
 class LiveDescriber:
     """Turns bad blocks of a view into findings."""
 
-    def __init__(self, check: ViewCheck, budget: FlipBudget) -> None:
+    def __init__(self, check: ImageCheck, budget: FlipBudget) -> None:
         self._check, self._budget = check, budget
         self._reader = UncachedReader(check.pair.file.fd)
         self._leaf = leaf_function(check.pair.sidecar.superblock.leaf_hash)
@@ -248,7 +259,7 @@ class LiveDescriber:
         )
 
 
-def verdict_of(check: ViewCheck, damage: Sequence[Damage]) -> tuple[Verdict, str]:
+def verdict_of(check: ImageCheck, damage: Sequence[Damage]) -> tuple[Verdict, str]:
     """The verdict on a view, and what is to be said with it."""
     if check.is_rewritten:
         return Verdict.CHANGED, "the file that it maps is not the one that was protected: rewritten, or replaced after it was mapped"

@@ -161,5 +161,7 @@ def may_write(pair: OpenPair) -> str:
     A process chooses what it maps. Only who could write the file anyway may have made the sidecar that says what belongs into it.
     """
     owner, maker = os.fstat(pair.file.fd).st_uid, os.fstat(pair.ward.fd).st_uid
-    return "" if maker in (owner, 0, os.geteuid()) else f"its sidecar belongs to user {maker}, the file to {owner}: name the file to repair it"
+    if maker in (owner, 0, os.geteuid()):
+        return ""
+    return f"its sidecar belongs to user {maker}, the file to {owner}: name the file to repair it"
 
