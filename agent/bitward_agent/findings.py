@@ -253,6 +253,37 @@ class RepairReport:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardedTensor:
+    """A tensor in memory and its state after a check. ``unverifiable``: it is not guarded, ``message`` says why.
+
+    ``path`` is the file that has a tensor of this name, "" if none has.
+    """
+
+    name: str
+    path: str
+    verdict: Verdict
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardReport:
+    """One look at tensors in memory. ``files`` tell what was found, by file; ``verdict`` is the state after healing.
+
+    ``repaired`` and ``remaining`` count blocks. ``bytes`` were compared.
+    """
+
+    schema: str
+    verdict: Verdict
+    bytes: int
+    seconds: float
+    repaired: int
+    remaining: int
+    files: tuple[FileVerification, ...]
+    tensors: tuple[GuardedTensor, ...]
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FileProtection:
     """``findings`` are things about the file which look wrong already, ``evidence`` is what vouches for it, in plain words."""
 

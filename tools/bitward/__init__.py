@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitward.api import diff, explain, inspect, protect, repair, seal, verify
+    from bitward.api import diff, explain, guard, inspect, protect, repair, seal, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "diff", "explain", "inspect", "protect", "repair", "seal", "verify"]
+__all__ = ["__version__", "diff", "explain", "guard", "inspect", "protect", "repair", "seal", "verify"]
 
 
 def __getattr__(name: str) -> Any:

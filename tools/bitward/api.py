@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitward.targets import PathLike, folder_of, targets
 from bitward.verifying import VerifyRequest, verify_paths
@@ -20,6 +20,7 @@ from bitward_agent.findings import (
     ExitCode,
     ExplainReport,
     FileGuarantee,
+    GuardReport,
     ProgressSink,
     ProtectReport,
     RepairReport,
@@ -32,6 +33,7 @@ from bitward_agent.verify import FlipBudget
 from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
+    from bitward.guarding import Guard
     from bitward_agent.inspection import InspectReport
 
 
@@ -158,6 +160,45 @@ def explain(*paths: PathLike, sidecar_dir: PathLike | None = None) -> ExplainRep
                 empty = FileGuarantee(member.name, 0, member.sidecar, 0, 0.0, "", "", "", "", 0, "", 0, 0, 0, (), 0)
                 files.append(replace(empty, message=str(error), exit_code=ExitCode.CANNOT_TELL))
     return ExplainReport("bitward.explain/1", tuple(files), ExitCode.worst(file.exit_code for file in files))
+
+
+def guard(
+    module_or_mapping: Any,
+    path: PathLike,
+    every: str | float | None = "10m",
+    heal: bool = True,
+    on_damage: Callable[[GuardReport], object] | None = None,
+    *,
+    sidecar_dir: PathLike | None = None,
+    bytes_per_second: int | None = 200_000_000,
+) -> Guard:
+    """Keep watch over tensors in this process's memory: compare them with a checkpoint's sidecar and put flipped bits right in place.
+
+    Args:
+        module_or_mapping: a PyTorch module, or a mapping (a state dict) of the file's tensor names to PyTorch tensors or NumPy arrays.
+        path: the protected file that they were loaded from, or the directory of its shards.
+        every: time between two looks in the background, such as ``"90s"``, ``"10m"``, ``"6h"``; ``None``: only when asked by ``check()``.
+        heal: put flips right; else only tell them.
+        on_damage: called with the report, in the background from another thread, when flips were found.
+        bytes_per_second: speed of a look in the background; ``None`` for full speed.
+
+    Returns:
+        A guard with ``check()``, ``stop()``, ``last`` and ``error``; a context manager.
+
+    Raises:
+        InputError: no sidecar is there, or nothing that is held in memory is in the files.
+    """
+    from bitward.guarding import Guard
+
+    return Guard(
+        module_or_mapping,
+        path,
+        every=every,
+        heal=heal,
+        on_damage=on_damage,
+        sidecar_dir=folder_of(sidecar_dir),
+        bytes_per_second=bytes_per_second,
+    )
 
 
 def inspect(*paths: PathLike) -> InspectReport:
