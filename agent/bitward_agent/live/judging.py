@@ -4,7 +4,9 @@ A file that was written to has a new modification time; memory has none. A page 
 moment, by an optimiser or by somebody who edits a model. So what differs has to look like flips: single bits, far apart. It does not
 
 - if it is dense and wide within its tensor, by the numbers that judge a rewritten file (``rewrite``);
-- if elements differ in several bits each: arithmetic and assignment change the whole of a number, a fault one bit of it.
+- if elements differ in several bits each: arithmetic and assignment change the whole of a number, a fault one bit of it;
+- if a good part of a tensor's few elements differ;
+- if none differs by more than a few units in the last place: so small steps round in 16-bit floats.
 
 A burst of wrong bytes looks like an assignment. It is told as changed, not healed: nobody but the process knows what was meant.
 """
@@ -29,6 +31,11 @@ _BITS_PER_ELEMENT = 1.5
 """Wrong bits for each element that is wrong. Scattered flips have just above 1. A step of the smallest size in a float has 2 on average,
 as carries run on; larger ones have more."""
 
+_SHARE_OF_ELEMENTS = 0.25
+_SEVERAL_ELEMENTS = 3
+_LAST_PLACES = 8
+"""Differences below this, as exclusive or of two numbers' bits, are a few units in the last place."""
+
 
 def element_bytes(span: Span) -> int:
     """Bytes that are counted as one element: those of a plain number; single bytes in opaque spans and blocks of codes."""
@@ -45,6 +52,7 @@ class SpanDifferences:
     elements: int = 0
     low: int = -1
     high: int = 0
+    only_last_places: bool = True
 
     def add(self, at: int, found: Bytes, correct: Bytes) -> None:
         """Take in a block's bytes that begin ``at`` bytes behind the span's start, as far as they differ; ``at`` is at an element."""
@@ -53,7 +61,10 @@ class SpanDifferences:
         if not places.size:
             return
         self.bits += int(np.bitwise_count(difference[places]).sum())
-        self.elements += int(np.unique(places // element_bytes(self.span)).size)
+        size = element_bytes(self.span)
+        self.elements += int(np.unique(places // size).size)
+        is_last_byte = places % size == (size - 1 if ".BE" in self.span.dtype else 0)
+        self.only_last_places &= size > 1 and bool(is_last_byte.all()) and int(difference.max()) < _LAST_PLACES
         self.low = at + int(places[0]) if self.low < 0 else min(self.low, at + int(places[0]))
         self.high = max(self.high, at + int(places[-1]) + 1)
 
@@ -63,5 +74,9 @@ class SpanDifferences:
         few = self.elements <= _FEW_ELEMENTS
         if self.bits > (_BITS_PER_ELEMENT_OF_FEW if few else _BITS_PER_ELEMENT) * self.elements:
             return True
+        if self.elements >= _SEVERAL_ELEMENTS:
+            count = self.span.length // element_bytes(self.span)
+            if self.only_last_places or self.elements > _SHARE_OF_ELEMENTS * count:
+                return True
         wide = 2 * (self.high - self.low) > self.span.length
         return not few and wide and self.bits > DENSE_SHARE * 8 * self.span.length
