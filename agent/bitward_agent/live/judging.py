@@ -33,8 +33,8 @@ as carries run on; larger ones have more."""
 
 _SHARE_OF_ELEMENTS = 0.25
 _SEVERAL_ELEMENTS = 3
-_LAST_PLACES = 8
-"""Differences below this, as exclusive or of two numbers' bits, are a few units in the last place."""
+_LAST_PLACES = 4
+"""Two floats whose bits, read as integers, are no further apart differ by a few units in the last place."""
 
 
 def element_bytes(span: Span) -> int:
@@ -62,11 +62,17 @@ class SpanDifferences:
             return
         self.bits += int(np.bitwise_count(difference[places]).sum())
         size = element_bytes(self.span)
-        self.elements += int(np.unique(places // size).size)
-        is_last_byte = places % size == (size - 1 if ".BE" in self.span.dtype else 0)
-        self.only_last_places &= size > 1 and bool(is_last_byte.all()) and int(difference.max()) < _LAST_PLACES
+        elements = np.unique(places // size)
+        self.elements += int(elements.size)
+        if self.only_last_places:
+            self.only_last_places = size in (2, 4, 8) and self._is_in_last_places(elements, size, found, correct)
         self.low = at + int(places[0]) if self.low < 0 else min(self.low, at + int(places[0]))
         self.high = max(self.high, at + int(places[-1]) + 1)
+
+    def _is_in_last_places(self, elements: npt.NDArray[np.intp], size: int, found: Bytes, correct: Bytes) -> bool:
+        integers = f"{'>' if '.BE' in self.span.dtype else '<'}u{size}"
+        one, other = (np.ascontiguousarray(data).view(integers)[elements] for data in (found, correct))
+        return bool((np.maximum(one, other) - np.minimum(one, other) <= _LAST_PLACES).all())
 
     @property
     def is_change(self) -> bool:

@@ -56,7 +56,7 @@ def verify_live_file(memory: ProcessMemory, live: LiveFile, request: LiveRequest
     except ProcessError:
         raise
     except (BitwardError, FormatError, OSError) as error:
-        yield _cannot_tell(live, str(error))
+        yield _cannot_tell(live, error)
         return
     try:
         for view in live.mapped.views:
@@ -74,10 +74,15 @@ def verify_live_file(memory: ProcessMemory, live: LiveFile, request: LiveRequest
         pair.close()
 
 
-def _cannot_tell(live: LiveFile, message: str) -> FileVerification:
-    state = SidecarState.DAMAGED if os.path.lexists(live.sidecar) else SidecarState.MISSING
-    sidecar = SidecarReport(live.sidecar if state is SidecarState.DAMAGED else "", state)
-    return unverifiable(live.shown, 0, replace(sidecar, state=SidecarState.MISSING, path=""), message.removeprefix(f"{live.path}: "))
+def _cannot_tell(live: LiveFile, error: Exception) -> FileVerification:
+    if not os.path.lexists(live.sidecar):
+        return unverifiable(live.shown, 0, SidecarReport("", SidecarState.MISSING), "no sidecar: 'bitward protect' makes one")
+    sidecar = SidecarReport(live.sidecar, SidecarState.INTACT)
+    told = str(error).removeprefix(f"{live.path}: ")
+    if isinstance(error, FormatError):
+        told = f"sidecar cannot be used: {error}"
+        sidecar = SidecarReport(live.sidecar, SidecarState.DAMAGED, 0, str(error))
+    return unverifiable(live.shown, 0, sidecar, told)
 
 
 def repair_live_file(memory: ProcessMemory, live: LiveFile, request: LiveRequest) -> Iterator[FileRepair]:
@@ -91,7 +96,7 @@ def repair_live_file(memory: ProcessMemory, live: LiveFile, request: LiveRequest
     except ProcessError:
         raise
     except (BitwardError, FormatError, OSError) as error:
-        told = _cannot_tell(live, str(error))
+        told = _cannot_tell(live, error)
         yield FileRepair(*(live.shown, told.verdict, 0, "", "", False, told.sidecar, 0, 0), message=told.message, exit_code=told.exit_code)
         return
     try:

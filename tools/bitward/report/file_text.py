@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bitward.report.names import command, printable, printable_text
+from bitward.report.names import command, printable, printable_tensor, printable_text
 from bitward.report.numbers import count, rate, seconds, size
 from bitward.report.style import Style
-from bitward_agent.findings import SidecarReport, SidecarState, UnitReport, Verdict
+from bitward_agent.findings import LiveReport, SidecarReport, SidecarState, UnitReport, Verdict
 
 _UNIT_NAMES_SHOWN = 10
 
@@ -31,10 +31,31 @@ def pace(byte_count: int, duration: float) -> str:
     return f"{size(byte_count)} in {seconds(duration)}" + (f" ({speed})" if speed else "")
 
 
-def head_line(path: str, words: str, byte_count: int, duration: float | None, style: Style) -> str:
+def head_line(path: str, words: str, byte_count: int, duration: float | None, style: Style, live: LiveReport | None = None) -> str:
     """A file's first line. ``duration`` is None where several files share one clock."""
     measure = size(byte_count) if duration is None else pace(byte_count, duration)
-    return f"{style.strong(printable(path))}: {words}  {measure}"
+    where = "" if live is None else f" in process {live.pid} ({printable_text(live.process)}), {live.mapping} map"
+    return f"{style.strong(printable(path))}{where}: {words}  {measure}"
+
+
+def live_lines(live: LiveReport | None) -> Iterator[str]:
+    """What there is to say of an image in a process's memory besides its damage."""
+    if live is None:
+        return
+    if live.deleted:
+        yield "the file was deleted; the process still has it"
+    if live.changed:
+        shown = ", ".join(printable_tensor(name) for name in live.changed[:_UNIT_NAMES_SHOWN])
+        more = len(live.changed) - _UNIT_NAMES_SHOWN
+        yield f"changed by the process: {shown}" + (f" and {more:,} more (use --json)" if more > 0 else "")
+    if live.partial_blocks:
+        verb = "is" if live.partial_blocks == 1 else "are"
+        yield f"{count(live.partial_blocks, 'block')} at the map's ends {verb} mapped in part: the rest was taken from the file"
+
+
+def with_live(words: str, live: LiveReport | None) -> str:
+    """A command's words, with the process that it is to look at."""
+    return words if live is None else f"{words} --live {live.pid}"
 
 
 def sidecar_lines(sidecar: SidecarReport, style: Style, *, usable: bool) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bitward.report.damage_text import LINE_LIMIT, LineBudget, damage_lines, memory_note
-from bitward.report.file_text import head_line, own_message, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.file_text import head_line, live_lines, own_message, pace, sidecar_lines, unit_lines, verdict_words, with_live
 from bitward.report.names import command, printable_tensor, printable_text
 from bitward.report.numbers import count, exact_size
 from bitward.report.style import Style
@@ -18,7 +18,7 @@ def repair_lines(report: RepairReport, style: Style) -> Iterator[str]:
     alone = len(report.files) == 1
     budget = LineBudget()
     for file in report.files:
-        yield head_line(file.path, _state_words(file, style), file.bytes, report.seconds if alone else None, style)
+        yield head_line(file.path, _state_words(file, style), file.bytes, report.seconds if alone else None, style, file.live)
         yield from (f"  {line}" for line in _file_lines(file, budget, style))
     yield from unit_lines(report.units, style)
     if not alone:
@@ -83,7 +83,8 @@ def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[
         yield _write_summary(file)
     yield from (_source_line(source, style) for source in file.sources if source.requests or source.error)
     yield from damage_lines(file.damage, LineBudget(), style)
-    note = memory_note(file.damage)
+    yield from live_lines(file.live)
+    note = memory_note(file.damage) if file.live is None else ""
     if note:
         yield style.warn(note)
     yield from sidecar_lines(file.sidecar, style, usable=file.verdict is not Verdict.UNVERIFIABLE)
@@ -93,8 +94,8 @@ def _file_lines(file: FileRepair, budget: LineBudget, style: Style) -> Iterator[
 def _what_next(file: FileRepair, style: Style) -> Iterator[str]:
     mended, left = _counts(file)
     if file.dry_run and mended:
-        yield f"nothing was written; {command('repair', file.path)} does it"
+        yield f"nothing was written; {command(with_live('repair', file.live), file.path)} does it"
     if left:
         yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} takes the rest from another copy of the file")
-    elif file.verdict is Verdict.CHANGED:
+    elif file.verdict is Verdict.CHANGED and file.live is None:
         yield f"nothing was touched; {command('protect', file.path)} protects what is there now"

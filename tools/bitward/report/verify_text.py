@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitward.report.damage_text import LineBudget, damage_lines, memory_note, summary
-from bitward.report.file_text import head_line, new_sidecar_hint, own_message, pace, sidecar_lines, unit_lines, verdict_words
+from bitward.report.file_text import (
+    head_line,
+    live_lines,
+    new_sidecar_hint,
+    own_message,
+    pace,
+    sidecar_lines,
+    unit_lines,
+    verdict_words,
+    with_live,
+)
 from bitward.report.names import command, printable, printable_text
 from bitward.report.numbers import count
 from bitward.report.style import Style
@@ -19,7 +29,7 @@ def verify_lines(report: VerifyReport, style: Style) -> Iterator[str]:
     for file in report.files:
         repairable = file.exit_code == ExitCode.REPAIRABLE
         words = verdict_words(file.verdict, repairable, style)
-        yield head_line(file.path, words, file.bytes, report.seconds if alone else None, style)
+        yield head_line(file.path, words, file.bytes, report.seconds if alone else None, style, file.live)
         yield from (f"  {line}" for line in _file_lines(file, budget, style))
     yield from unit_lines(report.units, style)
     if report.sealed_by and not report.exit_code:
@@ -54,10 +64,11 @@ def _file_lines(file: FileVerification, budget: LineBudget, style: Style) -> Ite
         unlisted = max(0, file.damaged_blocks - len(file.damage))
         yield from damage_lines(file.damage, budget, style, unlisted=unlisted)
         yield summary(file.damage, file.damaged_blocks)
-    note = memory_note(file.damage)
+    yield from live_lines(file.live)
+    note = memory_note(file.damage) if file.live is None else ""
     if note:
         yield style.warn(note)
-    if file.modified and file.verdict is Verdict.DAMAGED:
+    if file.modified and file.verdict is Verdict.DAMAGED and file.live is None:
         yield "its size or time changed as well, but what differs looks like damage, not like a new version"
     yield from _what_next(file, style)
 
@@ -79,10 +90,10 @@ def _nothing_known(file: FileVerification) -> str:
 def _what_next(file: FileVerification, style: Style) -> Iterator[str]:
     match file.verdict:
         case Verdict.DAMAGED if file.exit_code == ExitCode.REPAIRABLE:
-            yield style.strong(f"{command('repair', file.path)} puts it back")
+            yield style.strong(f"{command(with_live('repair', file.live), file.path)} puts it back")
         case Verdict.DAMAGED:
             yield style.strong(f"{command('repair', file.path, ' --from GOOD_COPY')} puts it back from another copy of the file")
-        case Verdict.CHANGED:
+        case Verdict.CHANGED if file.live is None:
             yield f"{command('protect', file.path)} protects what is there now"
         case Verdict.UNVERIFIABLE if _lacks_sidecar(file):
             yield _nothing_known(file)
