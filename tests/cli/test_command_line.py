@@ -21,8 +21,8 @@ from cli.command_line import COMMAND, bitward, environment
 SHARED = {"--json", "--jobs", "--quiet", "--no-progress"}
 OPTIONS = {
     "protect": {"--preset", "--hash", "--sidecar-dir", "--expect", "--force", "--no-first-sight"},
-    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by"},
-    "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir"},
+    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live"},
+    "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir", "--live"},
     "explain": {"--sidecar-dir"},
     "inspect": {"--all"},
     "diff": set(),

@@ -198,6 +198,37 @@ def test_a_replaced_file_is_no_damage(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_a_stranger_cannot_have_a_file_written_to(tmp_path: Path) -> None:
+    """Nobody but the process names the file, and somebody else made the sidecar: what root writes must not follow from that."""
+    path = checkpoint(tmp_path)
+    with child("shared", path) as process:
+        before = process.sum()
+        flip_in_file(path, data_start(path) + 4 * 9000 + 3, 5)
+        wrong = path.read_bytes()
+        os.chown(f"{path}.ward", 65534, 65534)
+        done = bitward.repair(live=process.pid)
+        assert (done.exit_code, done.repaired) == (ExitCode.NOT_REPAIRABLE, 0)
+        assert "name the file to repair it" in done.files[0].message
+        assert path.read_bytes() == wrong
+        assert bitward.repair(path, live=process.pid).exit_code == ExitCode.OK
+        assert process.sum() == before
+
+
+def test_a_torn_file_under_a_map(tmp_path: Path) -> None:
+    """Its last pages would kill the process; looking at them must not harm us, and the repair brings them back."""
+    path = checkpoint(tmp_path)
+    with child("private", path) as process:
+        before = process.sum()
+        status = path.stat()
+        os.truncate(path, status.st_size - 70_000)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        report = bitward.verify(path, live=process.pid)
+        assert report.verdict is Verdict.DAMAGED
+        assert bitward.repair(path, live=process.pid).exit_code == ExitCode.OK
+        assert process.sum() == before
+
+
+@needs_root
 def test_another_mount_namespace(tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     inside = tmp_path / "inside"

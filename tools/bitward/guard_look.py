@@ -14,6 +14,9 @@ from bitward_agent.verify import FlipBudget, OpenPair, unverifiable
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Span
 
+REPAIRABLE = "repairable"
+"""What is said of a tensor that could be put right, and was not asked to be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -65,7 +68,7 @@ class Look:
             for one in self._check.damaged():
                 finding = describe(one)
                 self._damage.append(finding)
-                why = "not repairable with what is at hand" if not finding.repairable else self._healed(one) if self._heal else "repairable"
+                why = "not repairable with what is at hand" if not finding.repairable else self._healed(one) if self._heal else REPAIRABLE
                 if why:
                     self._left[one.block.span.offset] = why
                     self.remaining += 1

@@ -16,7 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from bitward.guard_look import Look, Place
+from bitward.guard_look import REPAIRABLE, Look, Place
 from bitward.guard_tensors import HeldTensor, held_tensors
 from bitward.targets import VERDICT_OF_CODE, PathLike, lone_member
 from bitward_agent.errors import InputError
@@ -194,9 +194,9 @@ def _code_of(files: Sequence[FileVerification], tensors: Sequence[GuardedTensor]
     codes = {Verdict.INTACT: ExitCode.OK, Verdict.CHANGED: ExitCode.CHANGED, Verdict.UNVERIFIABLE: ExitCode.CANNOT_TELL}
     found = [codes[one.verdict] for one in tensors if one.path and one.verdict in codes]
     found += [ExitCode.CANNOT_TELL for file in files if file.verdict is Verdict.UNVERIFIABLE]
-    left = [one for one in tensors if one.verdict is Verdict.DAMAGED]
+    left = {one.message for one in tensors if one.verdict is Verdict.DAMAGED}
     if left:
-        found.append(ExitCode.NOT_REPAIRABLE if any("not repairable" in one.message for one in left) else ExitCode.REPAIRABLE)
+        found.append(ExitCode.REPAIRABLE if left == {REPAIRABLE} else ExitCode.NOT_REPAIRABLE)
     return ExitCode.worst(found)
 
 

@@ -171,14 +171,14 @@ class _ViewRepair:
             self._file_fd = self.check.memory.mapped_fd(self.live.mapped.mapping, os.O_RDWR)
 
     def _heal(self, one: LiveBlock) -> bool:
-        if self.found % _BLOCKS_BETWEEN_LOOKS == 0 and not is_still_mapped(self.check):
-            raise ProcessError(f"process {self.check.memory.pid}: does not map {self.live.shown} there any more")
         try:
+            if self.found % _BLOCKS_BETWEEN_LOOKS == 0 and not is_still_mapped(self.check):
+                raise ProcessError(f"process {self.check.memory.pid}: does not map it there any more")
             if not self.check.view.shared:
                 return heal_block(self.check, one)
             if self._file_fd >= 0:
                 return heal_file_block(self.check, one, self._file_fd)
-            self._note("its pages are the file's: repair the file")
+            self._note(may_write(self.check.pair) or "its pages are those of the file, which has not been repaired")
         except ProcessError as error:
             self._note(str(error))
         return False
