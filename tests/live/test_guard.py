@@ -188,6 +188,23 @@ def test_it_watches_in_the_background_and_calls_back(tmp_path: Path, arrays: dic
     assert not any(thread.name == "bitward-guard" for thread in threading.enumerate())
 
 
+def test_a_program_that_writes_all_along_loses_nothing(tmp_path: Path) -> None:
+    path = protected(tmp_path, {"w": weights((400, 500)), "still": weights((100, 100), 5)})
+    right = weights((100, 100), 5)
+    held = {"w": weights((400, 500)), "still": right.copy()}
+    expected = held["w"].copy()
+    with bitward.guard(held, path, every=0.001, bytes_per_second=None) as guard:
+        for step in range(300):
+            held["w"] += np.float32(0.001)
+            expected += np.float32(0.001)
+            if step % 50 == 0:
+                flip(held["still"], (step % 100, 7), 30)
+        guard.check()
+        assert guard.error is None
+    assert np.array_equal(held["w"], expected)
+    assert np.array_equal(held["still"], right)
+
+
 def test_shards_in_a_directory(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -276,6 +293,21 @@ class TestTorch:
         assert verdicts["up.weight"] is Verdict.INTACT
         assert report.repaired == 1
         assert torch.equal(model.embed.weight, trained)
+
+    def test_a_forward_pass_in_training_mode_is_a_change(self, tmp_path: Path) -> None:
+        """A normalisation layer keeps statistics and counts batches: one bit of the counter differs after the first."""
+        model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.BatchNorm1d(32))
+        save_file({name: one.clone() for name, one in model.state_dict().items()}, tmp_path / "m.safetensors")
+        bitward.protect(tmp_path / "m.safetensors")
+        model(torch.randn(16, 8))
+        after = {name: one.clone() for name, one in model.state_dict().items()}
+        verdicts = {one.name: one.verdict for one in bitward.guard(model, tmp_path / "m.safetensors", every=None).check().tensors}
+        assert {name for name, verdict in verdicts.items() if verdict is Verdict.CHANGED} == {
+            "1.running_mean",
+            "1.running_var",
+            "1.num_batches_tracked",
+        }
+        assert all(torch.equal(one, after[name]) for name, one in model.state_dict().items())
 
     def test_transposed_tensors_and_inference_tensors(self, tmp_path: Path) -> None:
         right = torch.randn(70, 90)

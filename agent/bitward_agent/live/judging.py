@@ -6,6 +6,7 @@ moment, by an optimiser or by somebody who edits a model. So what differs has to
 - if it is dense and wide within its tensor, by the numbers that judge a rewritten file (``rewrite``);
 - if elements differ in several bits each: arithmetic and assignment change the whole of a number, a fault one bit of it;
 - if a good part of a tensor's few elements differ;
+- if it is a lone integer: that counts something, such as the batches that a normalisation layer has seen;
 - if none differs by more than a few units in the last place: so small steps round in 16-bit floats.
 
 A burst of wrong bytes looks like an assignment. It is told as changed, not healed: nobody but the process knows what was meant.
@@ -77,6 +78,8 @@ class SpanDifferences:
     @property
     def is_change(self) -> bool:
         """Whether this looks like something that the process did."""
+        if self.bits and self.span.length == element_bytes(self.span) and self.span.dtype.startswith(("I", "U")):
+            return True
         few = self.elements <= _FEW_ELEMENTS
         if self.bits > (_BITS_PER_ELEMENT_OF_FEW if few else _BITS_PER_ELEMENT) * self.elements:
             return True
