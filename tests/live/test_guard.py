@@ -279,6 +279,13 @@ class TestTorch:
         assert all(torch.equal(one, right[name]) for name, one in model.state_dict().items())
         assert not any(one.name == "head.weight" for one in report.tensors)
 
+    def test_wrapped_modules_go_by_their_own_names(self, tmp_path: Path) -> None:
+        model = self.model()
+        path = self.saved(tmp_path, model)
+        self.flip(model.embed.weight, 77, 3, 6)
+        report = bitward.guard(torch.nn.DataParallel(model), path, every=None).check()
+        assert (report.repaired, report.verdict) == (1, Verdict.INTACT)
+
     def test_optimiser_steps_are_changes(self, tmp_path: Path) -> None:
         model = self.model()
         path = self.saved(tmp_path, model)

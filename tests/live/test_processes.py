@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bitward
@@ -280,6 +284,45 @@ def test_without_the_right_to_its_memory(tmp_path: Path, function: Callable[...,
         bitward.verify(path, live=process.pid)  # what is loaded on first use is loaded
         told = _as_nobody(lambda: function(path, live=process.pid))
     assert told.startswith(f"ProcessError: process {process.pid}: no right to its memory: run as root")
+
+
+def test_the_same_user_needs_no_root(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither root nor capabilities: map_files stays shut, page maps are open, and memory is, as the process allows it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else; without it, all other tests here show the same")
+    folder = Path(tempfile.mkdtemp(prefix="bitward-live-"))
+    try:
+        path = checkpoint(folder)
+        for one in (folder, path, Path(f"{path}.ward")):
+            os.chown(one, 65534, 65534)
+        with child("private", path) as process:
+            process.ask("flip", "a", 15, 6)
+            bitward.repair(path, live=process.pid)  # what is loaded on first use is loaded
+        assert _as_nobody(lambda: _heal_own_child(path)) == "it went well"
+    finally:
+        shutil.rmtree(folder)
+
+
+def _heal_own_child(path: Path) -> None:
+    ready, done = os.pipe(), os.pipe()
+    start = data_start(path)
+    whole = np.memmap(path, np.uint8, mode="c")
+    pid = os.fork()
+    if pid == 0:
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: changing users had cleared it
+        whole[start + 4003] ^= 0x40
+        os.write(ready[1], b"!")
+        os.read(done[0], 1)
+        os._exit(int(whole.tobytes() != path.read_bytes()))
+    os.read(ready[0], 1)
+    found = bitward.verify(path, live=pid)
+    repaired = bitward.repair(path, live=pid)
+    os.write(done[1], b"!")
+    status = os.waitpid(pid, 0)[1]
+    assert flips_of(found) == [("a", (2, 0), 30)], found
+    assert found.files[0].live.own_bytes == 4096, found  # type: ignore[union-attr]
+    assert repaired.exit_code == 0, repaired
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def _as_nobody(work: Callable[[], object]) -> str:

@@ -85,7 +85,7 @@ def held_tensors(target: Any) -> Iterator[HeldTensor]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(target, torch.nn.Module):
-        target = target.state_dict(keep_vars=True)
+        target = _unwrapped(torch, target).state_dict(keep_vars=True)
     if not isinstance(target, Mapping):
         raise InputError(f"a PyTorch module or a mapping of names to tensors is guarded, not {type(target).__name__}")
     for name, value in target.items():
@@ -95,6 +95,18 @@ def held_tensors(target: Any) -> Iterator[HeldTensor]:
             yield _held_numpy(str(name), value)
         else:
             yield HeldTensor(str(name), "", (), None, (id(value),), f"is a {type(value).__name__}, not a tensor")
+
+
+def _unwrapped(torch: Any, module: Any) -> Any:
+    """The module as it was saved: ``torch.compile`` and data parallelism put a name of theirs before all others."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)  # of torch.compile
+        if isinstance(inner, torch.nn.Module):
+            module = inner
+        elif isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
 
 
 def _held_numpy(name: str, array: npt.NDArray[Any]) -> HeldTensor:
