@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ def test_without_the_right_to_its_memory(tmp_path: Path, function: Callable[...,
     assert told.startswith(f"ProcessError: process {process.pid}: no right to its memory: run as root")
 
 
-def test_the_same_user_needs_no_root(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_same_user_needs_no_root() -> None:
     """Neither root nor capabilities: map_files stays shut, page maps are open, and memory is, as the process allows it."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else; without it, all other tests here show the same")
@@ -303,11 +304,17 @@ def test_the_same_user_needs_no_root(tmp_path_factory: pytest.TempPathFactory) -
         shutil.rmtree(folder)
 
 
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # libraries have threads; what is forked here needs none of them
+        return os.fork()
+
+
 def _heal_own_child(path: Path) -> None:
     ready, done = os.pipe(), os.pipe()
     start = data_start(path)
     whole = np.memmap(path, np.uint8, mode="c")
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: changing users had cleared it
         whole[start + 4003] ^= 0x40
@@ -328,7 +335,7 @@ def _heal_own_child(path: Path) -> None:
 def _as_nobody(work: Callable[[], object]) -> str:
     """What error some work ends with in a process that gave up its rights."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         told = "it went well"
         try:

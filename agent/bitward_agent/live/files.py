@@ -34,10 +34,11 @@ class LiveFile:
     root: str = ""
 
 
-def _is_same(status: os.stat_result, mapped: MappedFile) -> bool:
-    major, minor = mapped.device
+def _is_same(status: os.stat_result, mapped: MappedFile, name: str) -> bool:
+    """Whether what has this name and status is the mapped file. Inodes of devices without a number of their own need the name as well."""
     device = (os.major(status.st_dev), os.minor(status.st_dev))
-    return status.st_ino == mapped.inode and (device == (major, minor) or major == 0) and stat.S_ISREG(status.st_mode)
+    is_there = device == mapped.device or (mapped.device[0] == 0 and name in mapped.names)
+    return is_there and status.st_ino == mapped.inode and stat.S_ISREG(status.st_mode)
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -66,7 +67,7 @@ def _named_with_sidecar(memory: ProcessMemory, mapped: MappedFile, sidecar_dir: 
     candidates = [(root, name) for root in roots for name in mapped.names if os.path.lexists(_ward_of(name, sidecar_dir, root))]
     for root, name in candidates:
         status = _status(root + name)
-        if status is not None and _is_same(status, mapped):
+        if status is not None and _is_same(status, mapped, name):
             return root, name
     return candidates[0] if candidates else ("", "")
 
@@ -80,7 +81,7 @@ def match_live_files(
     for path, sidecar, shown in members:
         status = _status(path)
         # The file itself first; then what was called so when it was mapped: a deleted file, or an older one in whose place it stands.
-        same = [one for one in files if status is not None and _is_same(status, one)]
+        same = [one for one in files if status is not None and _is_same(status, one, path)]
         older = [one for one in files if one not in same and path in one.names]
         found += [LiveFile(one, path, sidecar, shown) for one in same + older]
         if not same and not older:
@@ -113,11 +114,11 @@ def _open_mapped(memory: ProcessMemory, live: LiveFile) -> OpenFile:
     for name in dict.fromkeys((live.path, *live.mapped.names)):
         for root in ("", memory.root):
             status = _status(root + name)
-            if status is None or not _is_same(status, live.mapped):
+            if status is None or not _is_same(status, live.mapped, name):
                 continue
             with contextlib.suppress(OSError):
                 fd = os.open(root + name, flags)
-                if _is_same(os.fstat(fd), live.mapped):
+                if _is_same(os.fstat(fd), live.mapped, name):
                     return OpenFile.adopt(live.path, fd, DISK)
                 os.close(fd)
     try:
