@@ -50,7 +50,7 @@ bench: $(VENV)/.dev ## Measure on this machine, against its own limit and other 
 
 clean: ## Remove what make has made
 	rm -rf $(VENV) $(CACHE) dist build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	rm -f formats/bitward_formats/native/*.so formats/bitward_formats/native/*.new
+	rm -f formats/bitward_formats/native/*.so.1 formats/bitward_formats/native/*.new
 	find formats agent tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp tells what is installed: .base runs Bitward, .dev has the tools as well. Both are renewed when pyproject.toml or

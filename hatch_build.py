@@ -18,7 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = "formats/bitward_formats/native"
-LIBRARY = f"{FOLDER}/libbitward_kernel.so"
+LIBRARY = f"{FOLDER}/libbitward_kernel.so.1"
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-s"]
 COMPILE_LIMIT_SECONDS = 300
 

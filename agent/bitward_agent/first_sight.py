@@ -19,8 +19,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from bitward_agent.census_numbers import SUSPECT_CELLS_LIMIT, Numbers, exponents_of, read_cells, tops_of, value_of
 from bitward_agent.io import OpenFile
-from bitward_agent.page_census import SUSPECT_CELLS_LIMIT, Census, Numbers, Tensor, exponents_of, value_of
+from bitward_agent.page_census import Census, Tensor
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout
 
@@ -84,12 +85,12 @@ def _count_of(finding: Finding, layout: Layout) -> int:
 
 def _not_finite(file: OpenFile, tensor: Tensor) -> Iterator[Finding]:
     form = tensor.form
-    suspects = np.flatnonzero(tensor.tops == form.special + 1)
+    suspects = np.flatnonzero(tops_of(tensor) == form.special + 1)
     if not suspects.size:
         return
     nans = infinities = negative_infinities = 0
     first = -1
-    for offset, values in tensor.read(file, suspects):
+    for offset, values in read_cells(tensor, file, suspects):
         at = np.flatnonzero(exponents_of(values, form) == form.special)
         magnitudes = values[at] & ((1 << (8 * form.item_bytes - 1)) - 1)
         infinite = magnitudes == form.special << form.mantissa_bits
@@ -107,23 +108,24 @@ def _not_finite(file: OpenFile, tensor: Tensor) -> Iterator[Finding]:
 
 
 def _lonely(file: OpenFile, tensor: Tensor) -> Iterator[Finding]:
+    all_tops = tops_of(tensor)
     form = tensor.form
-    tops = tensor.tops[(tensor.tops > 0) & (tensor.tops <= form.special)].astype(np.int64) - 1
+    tops = all_tops[(all_tops > 0) & (all_tops <= form.special)].astype(np.int64) - 1
     if not tops.size or tops.max() < form.bias + form.least:
         return
     known = 0
-    suspects = np.arange(tensor.tops.size)
+    suspects = np.arange(all_tops.size)
     if suspects.size >= _FEW_CELLS:
         usual = int(np.median(tops))
-        suspects = np.flatnonzero((tensor.tops > form.bias + form.least) & (tensor.tops <= form.special))
-        if suspects.size > max(_OUTLIERS_AT_LEAST, tensor.tops.size // 10):
+        suspects = np.flatnonzero((all_tops > form.bias + form.least) & (all_tops <= form.special))
+        if suspects.size > max(_OUTLIERS_AT_LEAST, all_tops.size // 10):
             return
         # What is below 2 is known by a bound alone: the cells with the usual values are looked at as well.
-        sample = np.flatnonzero(tensor.tops == usual + 1)[:_SAMPLE_CELLS]
-        known = max(int(exponents_of(values, form).max()) for _, values in tensor.read(file, sample))
+        sample = np.flatnonzero(all_tops == usual + 1)[:_SAMPLE_CELLS]
+        known = max(int(exponents_of(values, form).max()) for _, values in read_cells(tensor, file, sample))
         rest = tops[(tops < form.bias + form.least) & (tops > form.bias)]
         known = max(known, int(rest.max()) if rest.size else 0)
-    cells = list(tensor.read(file, suspects))
+    cells = list(read_cells(tensor, file, suspects))
     exponents = np.concatenate([exponents_of(values, form) for _, values in cells])
     counts = np.bincount(exponents, minlength=form.special + 1)
     present = np.flatnonzero(counts[1 : form.special]) + 1
@@ -173,7 +175,7 @@ def _place(tensor: Tensor, position: int) -> str:
 
 def _zeroed(file: OpenFile, tensor: Tensor) -> Iterator[Finding]:
     """Runs of zeros that are no rows, in a tensor that is dense elsewhere."""
-    zero = tensor.tops == 0
+    zero = tops_of(tensor) == 0
     if not zero.any() or zero.sum() > zero.size * _ZERO_CELLS_SHARE or not _is_dense(file, tensor, zero):
         return
     steps = np.flatnonzero(np.diff(np.concatenate(([0], zero.astype(np.int8), [0]))))
@@ -187,7 +189,7 @@ def _zeroed(file: OpenFile, tensor: Tensor) -> Iterator[Finding]:
 def _is_dense(file: OpenFile, tensor: Tensor, zero: npt.NDArray[np.bool_]) -> bool:
     others = np.flatnonzero(~zero)
     sample = others[np.linspace(0, others.size - 1, min(_SAMPLE_CELLS, others.size)).astype(int)]
-    counted = [(int((values << 1 == 0).sum()), values.size) for _, values in tensor.read(file, sample)]
+    counted = [(int((values << 1 == 0).sum()), values.size) for _, values in read_cells(tensor, file, sample)]
     return sum(zeros for zeros, _ in counted) <= sum(size for _, size in counted) * _DENSE_ZERO_SHARE
 
 
@@ -196,11 +198,11 @@ def _whole_run(file: OpenFile, tensor: Tensor, first: int, last: int) -> tuple[i
     low, high = tensor.cell_offset(first), tensor.cell_offset(last)
     item = tensor.form.item_bytes
     if first:
-        ((_, before),) = tensor.read(file, np.array([first - 1]))
+        ((_, before),) = read_cells(tensor, file, np.array([first - 1]))
         filled = np.flatnonzero(before)
         low -= (before.size - 1 - int(filled[-1]) if filled.size else before.size) * item
-    if last < tensor.tops.size:
-        ((_, after),) = tensor.read(file, np.array([last]))
+    if last < tops_of(tensor).size:
+        ((_, after),) = read_cells(tensor, file, np.array([last]))
         filled = np.flatnonzero(after)
         high += (int(filled[0]) if filled.size else after.size) * item
     return low, high

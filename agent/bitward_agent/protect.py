@@ -6,14 +6,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
-
 from bitward_agent.durable import atomic_file
 from bitward_agent.encode import Coder, ZoneParity
 from bitward_agent.errors import BusyError, InputError, WriteError
 from bitward_agent.evidence import check_claims
 from bitward_agent.findings import ProgressSink
-from bitward_agent.first_sight import examine, in_words
 from bitward_agent.io import DISK, Disk, FileState, OpenFile
 from bitward_agent.neighbours import layout_of_file
 from bitward_agent.page_census import Census
@@ -21,7 +18,6 @@ from bitward_formats.checksums import Claim
 from bitward_formats.frozen import dataclass
 from bitward_formats.groups import PRESETS, LaneGroups
 from bitward_formats.merkle import file_root, span_roots
-from bitward_formats.page_arrays import paginate_array
 from bitward_formats.pages import PAGE_BYTES, pages_for
 from bitward_formats.sidecar import Plan, metadata_pages, plan_sidecar
 from bitward_formats.spans import Layout
@@ -110,8 +106,16 @@ def protect_file(
                 raise BusyError(f"{path}: changed while it was read: protect it again when its writer is done")
             if check is not None:
                 check.result()
-        findings = in_words(examine(file, layout, census)) if census is not None else ()
+        findings = _findings(file, layout, census)
     return Protected(superblock, layout, plan.total_pages * PAGE_BYTES, findings)
+
+
+def _findings(file: OpenFile, layout: Layout, census: Census | None) -> tuple[str, ...]:
+    if census is None or not census.stands_out():
+        return ()
+    from bitward_agent.first_sight import examine, in_words
+
+    return in_words(examine(file, layout, census))
 
 
 def _write(
@@ -146,12 +150,11 @@ def _write(
     coder = Coder(file, plan, protection.groups, protection.leaf_hash, jobs, progress, task, census)
 
     longest = max((max(zone.parity_stream_bytes, zone.inner_stream_bytes) for zone in plan.geometry.zones), default=0)
-    scratch = np.empty(pages_for(longest) * PAGE_BYTES, np.uint8)  # the coder puts one zone at a time
+    scratch = memoryview(bytearray(pages_for(longest) * PAGE_BYTES))  # the coder puts one zone at a time
 
     def put(zone: ZoneParity) -> None:
         for section, page, stream in zone.streams():
-            pages = paginate_array(stream, section, page, salt, scratch)
-            target.write_all(memoryview(pages.reshape(-1)), page * PAGE_BYTES)  # type: ignore[arg-type]  # arrays are buffers
+            target.write_all(coder.coding.pages(stream, section, page, salt, scratch), page * PAGE_BYTES)
 
     coder.run(put)
     leaves = bytes(coder.leaves)

@@ -91,10 +91,12 @@ def _any_cells(data: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
 def padded_parity(blocks: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
     """Parity of equally long blocks: (blocks, length) u8 -> (blocks, cells, m + 1, R) u8. ``length`` is a multiple of R."""
     kernel = native.KERNEL
-    if kernel is not None and cell_log2 >= native.SMALLEST_CELL_LOG2:
-        return kernel.inner_parity(np.ascontiguousarray(blocks), record_bytes, cell_log2)
     count, length = blocks.shape
     records = length // record_bytes
+    if kernel is not None and cell_log2 >= native.SMALLEST_CELL_LOG2 and blocks.size:
+        made = np.empty((count, cell_count(records, cell_log2), cell_log2 + 1, record_bytes), np.uint8)
+        kernel.inner_parity(np.ascontiguousarray(blocks), count, record_bytes, cell_log2, made)  # type: ignore[arg-type]  # arrays are buffers
+        return made
     needed_log2 = min(cell_log2, max(records - 1, 0).bit_length())
     if needed_log2 < cell_log2:  # one short cell: its higher parity records are zero, and padding it to its full size would cost memory
         parity = np.zeros((count, 1, cell_log2 + 1, record_bytes), np.uint8)

@@ -22,7 +22,7 @@ def paginate_array(stream: Bytes, section: Section, first_page: int, salt: int, 
         scratch = np.empty(count * PAGE_BYTES, np.uint8)
     pages = scratch[: count * PAGE_BYTES].reshape(count, PAGE_BYTES)
     if native.KERNEL is not None:
-        native.KERNEL.pages(np.ascontiguousarray(stream), section, first_page, salt, pages)
+        native.KERNEL.pages(np.ascontiguousarray(stream), section, first_page, salt, pages)  # type: ignore[arg-type]  # buffers
         return pages
     whole = stream.size // PAYLOAD_BYTES
     pages[:whole, :PAYLOAD_BYTES] = stream[: whole * PAYLOAD_BYTES].reshape(whole, PAYLOAD_BYTES)

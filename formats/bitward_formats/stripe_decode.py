@@ -59,7 +59,7 @@ class StripeDecoder:
             self._locate_single_errors()
             self._inner()
             if self.open_patients():
-                self._erase(self._doubt_masks(), self._doubt_masks(bursts_only=True))
+                self._erase(self._lost_masks(), self._doubt_masks(bursts_only=True))
             if self._disorder() >= before and not self._guess():
                 break
         self._try_even_lanes()
@@ -97,11 +97,20 @@ class StripeDecoder:
     def _fits_erasures(self) -> bool:
         return int(self._range_masks().sum(axis=0).max(initial=0)) <= 2
 
-    def _doubt_masks(self, *, bursts_only: bool = False) -> Bools:
+    def _lost_masks(self) -> Bools:
+        """(slots, symbols) held for lost: what is doubted, narrowed to the parts of burst cells where more than two slots meet."""
+        lost = self._doubt_masks()
+        crowded = lost.sum(axis=0) > 2
+        if crowded.any():
+            lost[:, crowded] &= self._doubt_masks(narrowed=True)[:, crowded]
+        return lost
+
+    def _doubt_masks(self, *, bursts_only: bool = False, narrowed: bool = False) -> Bools:
         """(slots, symbols): what the inner code doubts or, with ``bursts_only``, holds for bursts; the unreadable; runs of zeros."""
         masks = {position: np.zeros(self.symbol_count, np.uint8) for position in self._positions()}
         for batch in batches(self.open_patients()):
-            doubts = doubt_masks(batch_syndromes(batch, self.groups), batch[0].block.length, bursts_only=bursts_only)
+            length = batch[0].block.length
+            doubts = doubt_masks(batch_syndromes(batch, self.groups), length, bursts_only=bursts_only, narrowed=narrowed)
             for patient, doubt in zip(batch, doubts, strict=True):
                 masks[patient.position][patient.place] |= doubt | _constant_rows(patient.raw)
                 if patient.unreadable is not None:

@@ -60,7 +60,7 @@ class StripeAccumulator:
             return
         p = self._p[stripes]
         if self._kernel is not None:
-            self._kernel.add_slots(p, self._q[stripes], np.ascontiguousarray(slots), self._row_bytes)
+            self._kernel.add_slots(p, self._q[stripes], np.ascontiguousarray(slots), self._row_bytes)  # type: ignore[arg-type]  # buffers
             return
         words = word_dtype(slots.shape[1])
         np.bitwise_xor(p.view(words), slots.view(words), out=p.view(words))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bitward_formats import native
 from bitward_formats.geometry import CodeClass
-from bitward_formats.lanes import padded_parity
+from bitward_formats.lanes import padded_parity, trim
 from bitward_formats.native import Kernel
 from bitward_formats.page_arrays import paginate_array
 from bitward_formats.pages import Section
@@ -41,24 +41,42 @@ def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "KERNEL", None)
 
 
+def array(buffer: bytearray) -> Bytes:
+    return np.frombuffer(buffer, np.uint8)
+
+
 class NumpyKernel:
     """What a kernel does, by NumPy, one obvious step after the other."""
 
-    def add_slots(self, p: Bytes, q: Bytes, slots: Bytes, row_bytes: int) -> None:
-        planes = as_planes(q, row_bytes)
+    def add_slots(self, p: bytearray, q: bytearray, slots: bytearray, row_bytes: int) -> None:
+        sums, weighted, data = (array(one) for one in (p, q, slots))
+        planes = as_planes(weighted[None], row_bytes)
         old = planes.copy()
         for row in range(8):
             planes[:, :, row] = old[:, :, row - 1]
             if row in (2, 3, 4):
                 planes[:, :, row] ^= old[:, :, 7]
-        p ^= slots
-        q ^= slots
+        sums ^= data
+        weighted ^= data
 
-    def inner_parity(self, blocks: Bytes, record_bytes: int, cell_log2: int) -> Bytes:
-        return padded_parity(blocks, record_bytes, cell_log2)
+    def inner_parity(self, blocks: bytearray, count: int, record_bytes: int, cell_log2: int, parity: bytearray) -> None:
+        parity[:] = padded_parity(array(blocks).reshape(count, -1), record_bytes, cell_log2).tobytes()
 
-    def pages(self, stream: Bytes, section: int, first_page: int, salt: int, pages: Bytes) -> None:
-        pages[:] = paginate_array(stream, Section(section), first_page, salt)
+    def pages(self, stream: bytearray, section: int, first_page: int, salt: int, pages: bytearray) -> None:
+        pages[:] = paginate_array(array(stream), Section(section), first_page, salt).tobytes()
+
+    def census(
+        self, data: bytearray, cell_bytes: int, item_bytes: int, mantissa_bits: int, tops: bytearray, *, big_endian: bool
+    ) -> tuple[int, int]:
+        items = array(data).view(f"{'>' if big_endian else '<'}u{item_bytes}").astype(np.uint64) & ((1 << (8 * item_bytes - 1)) - 1)
+        made = []
+        for at in range(0, items.size, cell_bytes // item_bytes):
+            cell = items[at : at + cell_bytes // item_bytes]
+            gathered = int(np.bitwise_or.reduce(cell))
+            large = gathered >> (8 * item_bytes - 2)
+            made.append(1 + ((int(cell.max()) if large else gathered) >> mantissa_bits) if gathered else 0)
+        tops[:] = np.array(made, np.uint16).tobytes()
+        return made.count(0), max(made)
 
 
 @pytest.mark.usefixtures("numpy_alone")
@@ -67,16 +85,14 @@ def test_the_known_answer_is_numpys() -> None:
 
 
 @pytest.mark.usefixtures("numpy_alone")
-@pytest.mark.parametrize("function", ["add_slots", "inner_parity", "pages"])
-def test_a_library_that_computes_wrongly_is_refused(function: str) -> None:
+@pytest.mark.parametrize(("function", "target"), [("add_slots", 1), ("inner_parity", 4), ("pages", 4), ("census", 4)])
+def test_a_library_that_computes_wrongly_is_refused(function: str, target: int) -> None:
     faulty = NumpyKernel()
     right = getattr(faulty, function)
 
-    def wrong(*arguments: object) -> object:
-        result = right(*arguments)
-        target = {"add_slots": 1, "pages": 4}.get(function)
-        array = result if target is None else arguments[target]
-        cast(Bytes, array).reshape(-1)[-1] ^= 0x10
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        result = right(*arguments, **named)
+        arguments[target][-1] ^= 0x10
         return result
 
     setattr(faulty, function, wrong)
@@ -99,9 +115,13 @@ def test_inner_parity(record_bytes: int, records: int, cell_log2: int, width: in
     records = min(records, 65536 // record_bytes)
     blocks = np.random.default_rng(seed).integers(0, 256, (2, records * record_bytes), dtype=np.uint8)
     expected = padded_parity(blocks, record_bytes, cell_log2)
-    found = kernel.inner_parity(blocks, record_bytes, cell_log2)
-    assert found.shape == expected.shape
+    found = np.full_like(expected, 0xEE)
+    kernel.inner_parity(blocks, 2, record_bytes, cell_log2, found)
     assert (found == expected).all()
+    stored = trim(expected, records).tobytes()
+    kept = bytearray(len(stored))
+    kernel.inner_parity(bytearray(blocks.tobytes()), 2, record_bytes, cell_log2, kept, trimmed=True)
+    assert kept == stored
 
 
 @needs_kernel
@@ -131,15 +151,27 @@ def test_pages(kernel: Kernel, size: int) -> None:
 
 
 @needs_kernel
-def test_gathered_cells(kernel: Kernel) -> None:
-    cells = np.zeros((40, 2048), np.uint8)
-    seeded = np.random.default_rng(3)
-    for row in range(1, 40):  # few bits in each, so that a byte left out shows
-        cells[row, seeded.integers(0, 2048, row)] |= 1 << seeded.integers(0, 8, row, dtype=np.uint8)
-    for item_bytes in (1, 2, 4, 8):
-        assert (kernel.gather_cells(cells, item_bytes) == np.bitwise_or.reduce(cells.view(f"<u{item_bytes}"), axis=1)).all()
-    with pytest.raises(ValueError, match="multiples of 128"):
-        kernel.gather_cells(cells[:, :2040].copy(), 8)
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize(("item_bytes", "mantissa_bits"), [(2, 7), (2, 10), (4, 23), (8, 52)])
+@pytest.mark.parametrize("size", [8, 40, 2040, 2048, 2056, 81_920 + 16])
+def test_census(kernel: Kernel, size: int, item_bytes: int, mantissa_bits: int, big_endian: bool) -> None:
+    seeded = np.random.default_rng(size)
+    data = bytearray(size)
+    # Few bits in each cell, so that one left out shows; then cells without high exponents; then a few with.
+    for kind in range(3):
+        items = array(data).view(f"{'>' if big_endian else '<'}u{item_bytes}")
+        items[:] = 0
+        chosen = seeded.integers(0, items.size, max(1, items.size // (300, 2, 2)[kind]))
+        items[chosen] = seeded.integers(0, 1 << (8 * item_bytes - (1, 2, 2)[kind]), chosen.size, dtype=np.uint64).astype(items.dtype)
+        if kind == 2:
+            items[seeded.integers(0, items.size)] |= 3 << (8 * item_bytes - 2)
+        found, expected = (bytearray(2 * -(-size // 2048)) for _ in range(2))
+        counts = [
+            one.census(data, 2048, item_bytes, mantissa_bits, tops, big_endian=big_endian)
+            for one, tops in ((kernel, found), (NumpyKernel(), expected))
+        ]
+        assert found == expected
+        assert counts[0] == counts[1]
 
 
 @needs_kernel
@@ -149,10 +181,19 @@ def test_sizes_are_checked_before_c_sees_them(kernel: Kernel) -> None:
         kernel.add_slots(block, block[:1], block, 512)
     with pytest.raises(ValueError, match="do not fit rows"):
         kernel.add_slots(block, block.copy(), block, 500)
-    with pytest.raises(ValueError, match="contiguous"):
+    with pytest.raises((ValueError, BufferError)):
         kernel.add_slots(block[:, ::2], block[:, ::2], block[:, ::2], 256)
+    with pytest.raises(ValueError, match="contiguous"):
+        kernel.pages(np.zeros((4080, 2), np.uint8)[:, 0], 4, 0, 0, bytearray(4096))
     for record_bytes, cell_log2 in ((3, 11), (0, 11), (513, 11), (2, 5), (2, 17)):
         with pytest.raises(ValueError, match="no cells"):
-            kernel.inner_parity(block, record_bytes, cell_log2)
+            kernel.inner_parity(block, 2, record_bytes, cell_log2, bytearray(1 << 16))
+    with pytest.raises(ValueError, match="takes 48 bytes, not 47"):
+        kernel.inner_parity(block[:, :2048].copy(), 2, 2, 11, bytearray(47))
     with pytest.raises(ValueError, match="do not make pages"):
-        kernel.pages(block.reshape(-1), 4, 0, 0, np.empty((2, 4096), np.uint8))
+        kernel.pages(block.reshape(-1), 4, 0, 0, bytearray(2 * 4096))
+    for item_bytes, mantissa_bits in ((1, 3), (3, 7), (2, 0), (2, 14)):
+        with pytest.raises(ValueError, match="no items"):
+            kernel.census(block, 2048, item_bytes, mantissa_bits, bytearray(8), big_endian=False)
+    with pytest.raises(ValueError, match="takes 4 numbers, not 3"):
+        kernel.census(block, 2048, 2, 7, bytearray(6), big_endian=False)

@@ -95,7 +95,10 @@ def test_file_and_copy_damaged_at_once(tmp_path: Path) -> None:
         flip_in_file(path, data_start(path) + 4 * 190_000 + 3, 5)
         report = bitward.verify(path, live=process.pid)
         assert flips_of(report) == [("a", (1, 0), 30), ("a", (18, 0), 29), ("a", (380, 0), 29)]
+        dry = bitward.repair(path, live=process.pid, dry_run=True)
+        assert [(file.live is not None, file.remaining, file.exit_code) for file in dry.files] == [(False, 2, 1), (True, 1, 1)]
         done = bitward.repair(path, live=process.pid)
+        assert [(file.live is not None, file.repaired) for file in done.files] == [(False, 2), (True, 1)]
         assert done.exit_code == ExitCode.OK
         assert process.sum() == before
     assert path.read_bytes() == right

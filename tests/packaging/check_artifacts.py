@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = {"bitward", "bitward_agent", "bitward_formats"}
-KERNEL = "bitward_formats/native/libbitward_kernel.so"
+KERNEL = "bitward_formats/native/libbitward_kernel.so.1"
 SDIST_ONLY = (
     "formats/SPEC.md",
     "formats/vectors/",
@@ -22,6 +22,7 @@ SDIST_ONLY = (
     "Makefile",
 )
 BUILT = (".venv", ".cache", "dist/")
+BUILT_SUFFIXES = (".so.1", ".pyc")
 
 
 def single(folder: Path, pattern: str) -> Path:
@@ -61,7 +62,7 @@ def sdist_faults(path: Path) -> list[str]:
         names = [name.split("/", 1)[1] for name in sdist.getnames() if "/" in name]
     faults = [f"sdist: {wanted} is missing" for wanted in SDIST_ONLY if not any(name.startswith(wanted) for name in names)]
     faults += [
-        f"sdist: {name} does not belong there" for name in names if "__pycache__" in name or name.endswith(".so") or name.startswith(BUILT)
+        f"sdist: {name} does not belong there" for name in names if name.endswith(BUILT_SUFFIXES) or name.startswith(BUILT)
     ]
     return faults
 

@@ -158,7 +158,7 @@ def check_flip(case: Case, path: Path, span: Span, place: tuple[int, int], befor
     assert all(0 <= one < dim for one, dim in zip(flip.index, span.dims, strict=True))
     in_block = records.parse_label(span.dtype).element in records.QUANTISED_DTYPES
     # A code may mean the same as before under a scale of zero, and NaN with another bit is NaN.
-    assert flip.found != flip.correct or in_block or flip.found == "nan"
+    assert str(flip.found) != str(flip.correct) or in_block or flip.found == "nan"  # as text, where 0 and -0 differ
     if case.value is None:
         return
     try:

@@ -1,5 +1,5 @@
 /* The codec's inner loops in C: outer parity, inner parity and sidecar pages (SPEC, sections 5, 6 and 7),
- * and the OR of cells for the census of a file that is seen for the first time.
+ * and the census of a file that is seen for the first time.
  *
  * It computes what the NumPy code beside it computes, byte for byte; nothing needs it. It never allocates, keeps no state, opens nothing
  * and touches no byte outside the ranges that it is given; the Python side checks every size before it calls.
@@ -27,6 +27,7 @@ enum {
     ROWS_PER_SYMBOL = 8,
     RECORDS_PER_ROW = 64,
     ROW_BITS_LIMIT = 11,        /* a cell has at most 2^16 records: 2^10 rows of 64 */
+    CELL_LOG2_LIMIT = 16,
     RECORD_LIMIT_BYTES = 512,
     PAGE_BYTES = 4096,
     PAYLOAD_BYTES = 4080,
@@ -148,10 +149,11 @@ EXPORT void bitward_add_slots(unsigned limit, uint8_t *p, uint8_t *q, const uint
     CALL(add_slots, limit, p, q, slots, symbol_rows, row_bytes);
 }
 
-/* Padded inner parity (blocks, cells, cell_log2 + 1, record_bytes) of equally long blocks of `records` records; cell_log2 >= 6. */
+/* Inner parity of equally long blocks of `records` records; cell_log2 is 6 to 16. Padded: (blocks, cells, cell_log2 + 1, record_bytes); or
+ * `trimmed`, as it is stored: a short last cell has fewer parity records. */
 EXPORT void bitward_inner_parity(unsigned limit, const uint8_t *blocks, size_t block_count, size_t records, size_t record_bytes,
-                                 unsigned cell_log2, uint8_t *parity) {
-    CALL(inner_parity, limit, blocks, block_count, records, record_bytes, cell_log2, parity);
+                                 unsigned cell_log2, int trimmed, uint8_t *parity) {
+    CALL(inner_parity, limit, blocks, block_count, records, record_bytes, cell_log2, trimmed, parity);
 }
 
 /* A stream as sidecar pages of copy 0. `pages` has room for whole pages; nothing of it is read. */
@@ -160,8 +162,12 @@ EXPORT void bitward_pages(unsigned limit, const uint8_t *stream, size_t size, un
     CALL(pages, limit, stream, size, section, first_page, salt, pages);
 }
 
-/* The OR of the items of `item_bits` (8 to 64) of each of `count` cells; cell_bytes is a multiple of 128. */
-EXPORT void bitward_gather_cells(unsigned limit, const uint8_t *data, size_t count, size_t cell_bytes, unsigned item_bits,
-                                 uint64_t *gathered) {
-    CALL(gather_cells, limit, data, count, cell_bytes, item_bits, gathered);
+/* The census of floating-point items of `item_bytes` (2, 4 or 8) and `mantissa_bits`, big-endian if `swapped`: for each cell of
+ * `cell_bytes` (the last may be shorter) 0 if it is zero, else 1 and its largest exponent field; where the OR of a cell's magnitudes is
+ * below 2, that of the OR. Returns the number of zero cells, shifted by 16, and the largest number of all. */
+EXPORT uint64_t bitward_census(unsigned limit, const uint8_t *data, size_t size, size_t cell_bytes, unsigned item_bytes,
+                               unsigned mantissa_bits, int swapped, uint16_t *tops) {
+    uint64_t counts;
+    CALL(census, limit, data, size, cell_bytes, item_bytes, mantissa_bits, swapped, tops, &counts);
+    return counts;
 }

@@ -191,28 +191,35 @@ INLINE void NAME(any_cell_parity)(const uint8_t *cell, size_t records, size_t re
 }
 
 INLINE void NAME(blocks_parity)(const uint8_t *blocks, size_t block_count, size_t records, size_t record_bytes, unsigned cell_log2,
-                                uint8_t *parity) {
+                                int trimmed, uint8_t *parity) {
     size_t full = (size_t)1 << cell_log2;
     int words = record_bytes == 1 || record_bytes == 2 || record_bytes == 4 || record_bytes == 8;
     for (size_t block = 0; block < block_count; block++)
-        for (size_t first = 0; first < records; first += full, parity += (cell_log2 + 1) * record_bytes) {
+        for (size_t first = 0; first < records; first += full) {
             const uint8_t *cell = blocks + (block * records + first) * record_bytes;
-            size_t count = records - first < full ? records - first : full;
+            size_t count = records - first < full ? records - first : full, kept = (cell_log2 + 1) * record_bytes;
             if (words && count == full)
                 NAME(full_cell_parity)(cell, record_bytes, cell_log2, parity);
-            else
+            else if (!trimmed || count == full)
                 NAME(any_cell_parity)(cell, count, record_bytes, cell_log2, parity);
+            else { /* a short cell keeps 1 + bitlen(count - 1) parity records (SPEC, section 5) */
+                uint8_t all[(CELL_LOG2_LIMIT + 1) * RECORD_LIMIT_BYTES];
+                NAME(any_cell_parity)(cell, count, record_bytes, cell_log2, all);
+                kept = (count > 1 ? 65 - __builtin_clzll(count - 1) : 1) * record_bytes;
+                memcpy(parity, all, kept);
+            }
+            parity += kept;
         }
 }
 
 TARGET static void NAME(inner_parity)(const uint8_t *blocks, size_t block_count, size_t records, size_t record_bytes, unsigned cell_log2,
-                                      uint8_t *parity) {
+                                      int trimmed, uint8_t *parity) {
     switch (record_bytes) { /* the plain element types, with their sizes known to the compiler */
-    case 1: NAME(blocks_parity)(blocks, block_count, records, 1, cell_log2, parity); break;
-    case 2: NAME(blocks_parity)(blocks, block_count, records, 2, cell_log2, parity); break;
-    case 4: NAME(blocks_parity)(blocks, block_count, records, 4, cell_log2, parity); break;
-    case 8: NAME(blocks_parity)(blocks, block_count, records, 8, cell_log2, parity); break;
-    default: NAME(blocks_parity)(blocks, block_count, records, record_bytes, cell_log2, parity);
+    case 1: NAME(blocks_parity)(blocks, block_count, records, 1, cell_log2, trimmed, parity); break;
+    case 2: NAME(blocks_parity)(blocks, block_count, records, 2, cell_log2, trimmed, parity); break;
+    case 4: NAME(blocks_parity)(blocks, block_count, records, 4, cell_log2, trimmed, parity); break;
+    case 8: NAME(blocks_parity)(blocks, block_count, records, 8, cell_log2, trimmed, parity); break;
+    default: NAME(blocks_parity)(blocks, block_count, records, record_bytes, cell_log2, trimmed, parity);
     }
 }
 
@@ -296,20 +303,56 @@ TARGET static void NAME(pages)(const uint8_t *stream, size_t size, unsigned sect
 
 /* -------------------------------------------------------------------------------------------------------------- census */
 
-TARGET static void NAME(gather_cells)(const uint8_t *data, size_t count, size_t cell_bytes, unsigned item_bits, uint64_t *gathered) {
-    for (size_t cell = 0; cell < count; cell++) {
-        VECTOR some = {0}, others = {0};
-        uint64_t words[VECTOR_BYTES / 8], all = 0;
-        for (size_t at = 0; at < cell_bytes; at += 2 * VECTOR_BYTES, data += 2 * VECTOR_BYTES) {
-            some |= CONST_AT(data);
-            others |= CONST_AT(data + VECTOR_BYTES);
-        }
-        some |= others;
-        memcpy(words, &some, sizeof words);
-        for (int word = 0; word < VECTOR_BYTES / 8; word++) all |= words[word];
-        for (unsigned width = 32; width >= item_bits; width /= 2) all |= all >> width;
-        gathered[cell] = item_bits < 64 ? all & (((uint64_t)1 << item_bits) - 1) : all;
+/* The largest magnitude among the items of a cell: floats without their sign order as unsigned integers. */
+INLINE uint64_t NAME(largest_magnitude)(const uint8_t *cell, size_t size, unsigned item_bytes, int swapped, uint64_t magnitude) {
+    uint64_t largest = 0;
+    for (size_t at = 0; at < size; at += item_bytes) {
+        uint64_t item = 0;
+        memcpy(&item, cell + at, item_bytes);
+        if (swapped) item = __builtin_bswap64(item) >> (64 - 8 * item_bytes);
+        item &= magnitude;
+        if (item > largest) largest = item;
     }
+    return largest;
+}
+
+/* The OR of the items of a cell. */
+INLINE uint64_t NAME(gathered)(const uint8_t *cell, size_t size, unsigned item_bytes) {
+    VECTOR some = {0}, others = {0};
+    uint64_t words[VECTOR_BYTES / 8], all = 0;
+    size_t at = 0;
+    for (; at + 2 * VECTOR_BYTES <= size; at += 2 * VECTOR_BYTES) {
+        some |= CONST_AT(cell + at);
+        others |= CONST_AT(cell + at + VECTOR_BYTES);
+    }
+    some |= others;
+    memcpy(words, &some, sizeof words);
+    for (int word = 0; word < VECTOR_BYTES / 8; word++) all |= words[word];
+    for (; at + 8 <= size; at += 8) all |= load64(cell + at);
+    for (unsigned width = 32; width >= 8 * item_bytes; width /= 2) all |= all >> width;
+    for (; at < size; at += item_bytes) {
+        uint64_t item = 0;
+        memcpy(&item, cell + at, item_bytes);
+        all |= item;
+    }
+    return item_bytes < 8 ? all & (((uint64_t)1 << 8 * item_bytes) - 1) : all;
+}
+
+TARGET static void NAME(census)(const uint8_t *data, size_t size, size_t cell_bytes, unsigned item_bytes, unsigned mantissa_bits,
+                                    int swapped, uint16_t *tops, uint64_t *counts) {
+    uint64_t magnitude = ((uint64_t)1 << (8 * item_bytes - 1)) - 1, zeros = 0, peak = 0;
+    for (size_t at = 0; at < size; at += cell_bytes) {
+        size_t length = size - at < cell_bytes ? size - at : cell_bytes;
+        uint64_t all = NAME(gathered)(data + at, length, item_bytes);
+        if (swapped) all = __builtin_bswap64(all) >> (64 - 8 * item_bytes);
+        if (all >> (8 * item_bytes - 2) & 1) all = NAME(largest_magnitude)(data + at, length, item_bytes, swapped, magnitude);
+        all &= magnitude;
+        uint64_t top = all ? 1 + (all >> mantissa_bits) : 0;
+        *tops++ = (uint16_t)top;
+        zeros += !top;
+        if (top > peak) peak = top;
+    }
+    *counts = zeros << 16 | peak;
 }
 
 #undef VECTOR
