@@ -28,6 +28,7 @@ PACKAGED_COMMAND = "/usr/bin/bitward"
 FILE_LIMIT_BYTES = 1 << 20
 """More than any of these files; what is longer is somebody else's."""
 
+_HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/")  # noqa: S108 - nothing is written there: the units do not see them
 _MARK = re.compile(rb"[^\n]*Written by 'bitward agent install'; SHA-256 of the lines above: ([0-9a-f]{64})[^\n]*\n\Z")
 _COMMENTS = {".rules": ("// ", ""), ".md": ("<!-- ", " -->")}
 
@@ -170,7 +171,7 @@ def _decide(target: str, wanted: bytes, *, force: bool) -> tuple[Action, str]:
     """What is to become of a file, and why it is kept."""
     try:
         mode = os.lstat(target).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Action.WRITTEN, ""
     if not stat.S_ISREG(mode):
         return Action.KEPT, "a link; 'systemctl mask' makes such" if stat.S_ISLNK(mode) else "not a regular file"
@@ -185,7 +186,7 @@ def _decide(target: str, wanted: bytes, *, force: bool) -> tuple[Action, str]:
 
 def _notes(words: tuple[str, ...], *, user: bool, heal: bool) -> Iterator[str]:
     """What a person should know before running the next commands."""
-    if not user and words[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
+    if not user and words[0].startswith(_HIDDEN):
         yield f"{words[0]} lies where the units cannot see it: install Bitward in /usr or /opt, and run this again"
     if not user and not heal:
         yield "the agent will tell of damage and not heal it; with --heal it may start bitward-heal@.service"
