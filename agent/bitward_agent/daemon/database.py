@@ -55,6 +55,7 @@ class Memory(NamedTuple):
     open_incidents: tuple[Incident, ...]
     settings: tuple[tuple[str, int], ...]
     expectations: tuple[Expectation, ...]
+    intents: tuple[tuple[str, tuple[RepairRecord, ...]], ...]
     last_incident: int
     last_event: int
     last_repair: int
@@ -136,6 +137,7 @@ class Database:
             columns = [column.replace("id PRIMARY", "id INTEGER PRIMARY") for column in columns]
             connection.execute(f"CREATE TABLE {name} ({', '.join(columns)})")
         connection.execute("CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER)")
+        connection.execute("CREATE TABLE intents (path PRIMARY KEY, repairs TEXT)")
         connection.execute("CREATE INDEX repairs_by_path ON repairs (path)")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -190,6 +192,14 @@ class Database:
         """A number under a name."""
         return Statement("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
 
+    def intent(self, path: str, repairs: tuple[RepairRecord, ...]) -> Statement:
+        """What is about to be repaired in a file; nothing takes it away."""
+        if not repairs:
+            return Statement("DELETE FROM intents WHERE path = ?", (_to_sql(path),))
+        names = [field.name for field in fields(RepairRecord)]
+        rows = json.dumps([[getattr(repair, name) for name in names] for repair in repairs])
+        return Statement("INSERT OR REPLACE INTO intents (path, repairs) VALUES (?, ?)", (_to_sql(path), rows))
+
     def write(self, statements: list[Statement]) -> None:
         """All of them or none, on the disk when this returns.
 
@@ -217,7 +227,7 @@ class Database:
             return self._load()
         except Trouble as trouble:
             self.start_over(str(trouble))
-            return Memory((), (), (), (), 0, 0, 0)
+            return Memory((), (), (), (), (), 0, 0, 0)
 
     def _load(self) -> Memory:
         settings = self._select("SELECT name, value FROM settings", ())
@@ -228,10 +238,22 @@ class Database:
             self._values(Incident, "WHERE closed_ns = 0", ()),
             tuple((name, value) for name, value in settings),
             self._values(Expectation, "", ()),
+            self._intents(),
             self._last("incidents", "id"),
             self._last("events", "number"),
             self._last("repairs", "number"),
         )
+
+    def _intents(self) -> tuple[tuple[str, tuple[RepairRecord, ...]], ...]:
+        names = [field.name for field in fields(RepairRecord)]
+        found: list[tuple[str, tuple[RepairRecord, ...]]] = []
+        for path, rows in self._select("SELECT path, repairs FROM intents", ()):
+            try:
+                repairs = tuple(_value(RepairRecord, names, tuple(row)) for row in json.loads(rows))
+            except (ValueError, TypeError) as error:
+                raise Trouble(f"an intended repair makes no sense: {error}", corrupt=True) from error
+            found.append((str(_from_sql("str", path)), repairs))
+        return tuple(found)
 
     def newest(self, kind: type[R], limit: int, *, path: str | None = None, since_ns: int = 0) -> tuple[R, ...]:
         """Values of a kind, newest first."""

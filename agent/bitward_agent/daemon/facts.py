@@ -56,7 +56,7 @@ class Incident:
 
     ``fault`` is what makes two sightings the same incident, beside ``path`` and ``kind``: tensor and block of the first damage, say. ``id``
     is 0 until the store has given one; ``seen_count`` counts sightings. ``closed_ns`` is 0 while the incident is open; ``outcome`` says
-    how it ended (healed, reverted, accepted, gone …). ``block`` and ``offset`` are -1 where they make no sense, ``flip_count`` 0 where
+    how it ended (healed, reverted, accepted, gone …), ``alerted`` whether somebody was told. ``block`` and ``offset`` are -1 where they make no sense, ``flip_count`` 0 where
     unknown.
     """
 
@@ -75,6 +75,7 @@ class Incident:
     seen_count: int = 1
     closed_ns: int = 0
     outcome: str = ""
+    alerted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Store:
         self._units = {record.path: record for record in memory.units}
         self._open = {incident.id: incident for incident in memory.open_incidents}
         self._settings = dict(memory.settings)
+        self._intents = dict(memory.intents)
         self._expectations = {one.path: one for one in memory.expectations}
         self._next = {"incident": memory.last_incident + 1, "event": memory.last_event + 1, "repair": memory.last_repair + 1}
 
@@ -115,6 +116,14 @@ class Store:
                 closed = replace(incident, closed_ns=at_ns, outcome=outcome)
                 self._write(("incident", str(incident_id)), self._database.put("incidents", closed))
 
+    def mark_alerted(self, incident_id: int) -> None:
+        """Somebody was told of an open incident."""
+        with self._lock:
+            incident = self._open.get(incident_id)
+            if incident is not None and not incident.alerted:
+                self._open[incident_id] = replace(incident, alerted=True)
+                self._write(("incident", str(incident_id)), self._database.put("incidents", self._open[incident_id]))
+
     def incidents(self, *, open_only: bool = False, path: str | None = None, limit: int = 1000) -> tuple[Incident, ...]:
         """Incidents, newest first."""
         with self._lock:
@@ -128,9 +137,30 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- repairs, events
 
-    def add_repair(self, *repairs: RepairRecord, unit: UnitRecord | None = None) -> None:
-        """Account for blocks that were put right, with the ``unit`` as it is then: all of it is written together, or nothing."""
+    def intend(self, path: str, repairs: tuple[RepairRecord, ...]) -> None:
+        """Note what is about to be repaired in a file. Whoever finds the note after a crash sees from the file what came of it."""
         with self._lock:
+            self._intents[path] = repairs
+            self._write(("intent", path), self._database.intent(path, repairs))
+
+    def intended(self, path: str) -> tuple[RepairRecord, ...]:
+        """Repairs of a file that were begun and not accounted for."""
+        with self._lock:
+            return self._intents.get(path, ())
+
+    def intents(self) -> tuple[str, ...]:
+        """The files for which there are such."""
+        with self._lock:
+            return tuple(self._intents)
+
+    def add_repair(self, *repairs: RepairRecord, unit: UnitRecord | None = None, settles: str = "") -> None:
+        """Account for blocks that were put right, with the ``unit`` as it is then, instead of what was intended for the file ``settles``.
+
+        All of it is written together, or nothing.
+        """
+        with self._lock:
+            if self._intents.pop(settles, None) is not None:
+                self._queue(("intent", settles), self._database.intent(settles, ()))
             if unit is not None:
                 self._units[unit.path] = unit
                 self._queue(("unit", unit.path), self._database.put("units", unit))
@@ -138,7 +168,8 @@ class Store:
                 number = self._take("repair")
                 self._queue(("repair", str(number)), self._database.add("repairs", number, repair))
                 self._count(f"corrected_bits:{repair.medium}", repair.flip_count)
-            self._count("healed_blocks", len(repairs))
+            if repairs:
+                self._count("healed_blocks", len(repairs))
             self.flush()
 
     def repairs(self, *, path: str | None = None, since_ns: int = 0, limit: int = 1000) -> tuple[RepairRecord, ...]:
@@ -163,6 +194,16 @@ class Store:
             return (*reversed(written), *self._rows_waiting(Event))[-limit:] if limit > 0 else ()
 
     # --------------------------------------------------------------------------------------------------------------- settings
+
+    def number(self, name: str) -> int:
+        """A number that was kept; 0 if none was."""
+        return self._settings.get(name, 0)
+
+    def keep_number(self, name: str, value: int) -> None:
+        """Keep a number."""
+        with self._lock:
+            self._set(name, value)
+            self._flush_at = self._flush_at or self._clock() + LAZY_SECONDS
 
     @property
     def paused_until(self) -> int:
@@ -281,6 +322,7 @@ class Store:
         rows: dict[Key, Statement] = {("unit", path): self._database.put("units", one) for path, one in self._units.items()}
         rows |= {("incident", str(number)): self._database.put("incidents", one) for number, one in self._open.items()}
         rows |= {("expectation", path): self._database.put("expectations", one) for path, one in self._expectations.items()}
+        rows |= {("intent", path): self._database.intent(path, ones) for path, ones in self._intents.items()}
         rows |= {("setting", name): self._database.setting(name, value) for name, value in self._settings.items()}
         self._waiting = rows | self._waiting
         self._flush_at = self._clock()
