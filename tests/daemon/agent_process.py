@@ -142,13 +142,13 @@ class Agent:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and (kind is None or event.get("kind", event.get("event")) == kind):
+            if isinstance(event, dict) and (kind is None or event.get("event") == kind):
                 found.append(event)
         return found
 
     def kinds(self) -> Counter[str]:
         """How many log lines there are of each kind."""
-        return Counter(str(event.get("kind", event.get("event"))) for event in self.events())
+        return Counter(str(event.get("event")) for event in self.events())
 
     def alert_count(self) -> int:
         """How often the alert command was called."""
