@@ -71,9 +71,9 @@ class Rot:
         for path in self.paths:
             now, right = path.read_bytes(), self.right[path]
             assert len(now) == len(right), path
-            if now != right:
-                differing = {(at, bit) for at in range(len(right)) if now[at] != right[at] for bit in range(8) if (now[at] ^ right[at]) >> bit & 1}
-                assert differing <= self.flipped[path], path
+            wrong = [at for at in range(len(right)) if now[at] != right[at]] if now != right else []
+            differing = {(at, bit) for at in wrong for bit in range(8) if (now[at] ^ right[at]) >> bit & 1}
+            assert differing <= self.flipped[path], path
 
 
 def seeded_from(seed: int) -> random.Random:
