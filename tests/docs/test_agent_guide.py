@@ -6,11 +6,11 @@ import re
 from dataclasses import fields
 
 import pytest
-
 from bitward_agent.daemon.alerts import environment_of
+from bitward_agent.daemon.logs import MESSAGE_IDS
+
 from bitward_agent.daemon.config import AgentConfig, MetricsConfig, ScrubConfig, WatchConfig, parse_config
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind
-from bitward_agent.daemon.logs import MESSAGE_IDS
 from docs.pages import ROOT, code_spans, sections, table_rows
 
 PAGE = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
@@ -42,7 +42,8 @@ def test_a_default_in_the_table_may_be_written_down(row: list[str]) -> None:
     table, _, name = key.rpartition(".")
     if not default or row[1] != f"`{default[0]}`":
         return  # in words: another place, or none
-    value = default[0] if default[0] in ("true", "false") or default[0][0] in "[0123456789" and default[0][-1] not in "dM" else f'"{default[0]}"'
+    bare = default[0] in ("true", "false") or default[0].startswith("[") or default[0].isdigit()
+    value = default[0] if bare else f'"{default[0]}"'
     head = {"watch": '[[watch]]\npath = "/m"\n', "": ""}.get(table, f"[{table}]\n")
     plain = '[[watch]]\npath = "/m"\n' if table == "watch" else ""
     assert parse(f"{head}{name} = {value}\n") == parse(plain)
