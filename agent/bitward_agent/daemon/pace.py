@@ -17,7 +17,7 @@ SLICE_SECONDS = 0.1
 """Longest sleep between two looks at ``stop``."""
 
 
-class Stopped(Exception):  # noqa: N818 - no fault: somebody asked for it
+class Stopped(Exception):
     """Work was asked to end before it was done. Not a BitwardError, so that nobody takes it for a verdict."""
 
 
