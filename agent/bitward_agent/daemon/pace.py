@@ -84,6 +84,8 @@ class PacedDisk(Disk):
     def __init__(self, pace: TokenBucket, stop: Callable[[], bool] = never, *, below: Disk | None = None) -> None:
         self._pace, self._stop, self._below = pace, stop, below or Disk()
         self._has_written = False
+        for name in ("open", "close", "stat", "sync", "truncate", "set_mtime", "replace", "set_mode", "unlink", "make_folder"):
+            setattr(self, name, getattr(self._below, name))
 
     def read_into(self, fd: int, view: memoryview, offset: int) -> int:
         """As ``Disk.read_into``.

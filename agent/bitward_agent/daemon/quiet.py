@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Stillness:
-    """``is_quiet``: go ahead. Else ``again_ns`` says when to ask next (clock of ``now_ns``) and ``reason`` why. ``is_gone``: no such file."""
+    """``is_quiet``: go ahead. Else ``again_ns`` says when to ask next and ``reason`` why. ``is_gone``: no such file."""
 
     is_quiet: bool
     is_gone: bool = False
