@@ -107,7 +107,7 @@ def test_promtool_accepts_the_rules_and_they_fire_when_they_should() -> None:
 
 
 @needs_promtool
-def test_every_expression_of_the_dashboard_is_promql(tmp_path: object) -> None:
+def test_every_expression_of_the_dashboard_is_promql() -> None:
     groups = [
         {"alert": f"A{index}", "expr": re.sub(r"\$__\w+", "5m", one)} for index, one in enumerate(dashboard_expressions())
     ]

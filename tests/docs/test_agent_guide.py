@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 
@@ -65,13 +66,18 @@ def test_the_message_id_of_the_example_is_that_of_damage() -> None:
 
 
 def test_every_field_of_the_log_is_explained() -> None:
-    source = (ROOT / "agent/bitward_agent/daemon").glob("*.py")
-    text = "\n".join(path.read_text(encoding="utf-8") for path in source)
-    calls = re.findall(r"(?:\.event|self\._event)\(\s*EventKind[^()]*(?:\([^()]*\)[^()]*)*\)", text)
-    used = {name for call in calls for name in re.findall(r"\b([a-z_]+)=", re.sub(r'f?"[^"]*"', "", call))}
+    text = [path.read_text(encoding="utf-8") for path in (ROOT / "agent/bitward_agent/daemon").glob("*.py")]
+    used = {name for call in _event_calls(text) for name in call}
     named = {name for row in table_rows(SECTIONS["The log"]) for name in code_spans(row[0]) if name.startswith("BITWARD_")}
     assert {"tensor", "bit", "medium"} <= used
     assert {f"BITWARD_{name.upper()}" for name in used} | {"BITWARD_EVENT", "BITWARD_PATH"} == named
+
+
+def _event_calls(sources: list[str]) -> list[set[str]]:
+    """The names of the fields that each call of ``….event(…)`` gives."""
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "event"]
+    return [{word.arg for word in call.keywords if word.arg is not None} for call in named]
 
 
 def test_what_an_alert_command_gets_is_explained() -> None:
