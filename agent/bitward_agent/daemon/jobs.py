@@ -9,6 +9,7 @@ from dataclasses import replace
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew, WatchConfig
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
+from bitward_agent.daemon.handover import hand_over, heal_unit
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
@@ -194,6 +195,12 @@ class Jobs:
             done = heal(verdict, found.sidecar, watch, now, pace=self._pace, stop=self._stop)
         except (BitwardError, FormatError, OSError) as error:
             done = Healing(record.path, verdict.verdict, str(error), remaining=verdict.damaged_blocks, refused=True)
+        if done.refused and not record.failures:  # once: if the file is still damaged when it is looked at again, somebody is told
+            told = hand_over(record.path)
+            if not told:
+                self._handed_over(record, verdict, now)
+                return
+            done = replace(done, message=f"{done.message}; {told}")
         after = look(watch, record.path) or found
         healed = _seen(record, after, verdict, self._clock_ns())
         healed = replace(healed, verdict=done.verdict, message=done.message[:1000], damaged_blocks=done.remaining)
@@ -210,6 +217,15 @@ class Jobs:
             if incident is not None:
                 self._accounts.incident(replace(incident, message=_escalation(incident, done)))
         self._suspect_hardware()
+
+    def _handed_over(self, record: UnitRecord, verdict: FileVerification, now: int) -> None:
+        """Another process heals the file. What was intended stays so, and is accounted for when the file is found whole."""
+        self._accounts.event(EventKind.HANDED_OVER, record.path, f"may not be written here; {heal_unit(record.path)} was started")
+        damaged = replace(record, verdict=verdict.verdict, damaged_blocks=verdict.damaged_blocks, suspect=True, scrub_position_bytes=0)
+        self._store.put_unit(after_failure(damaged, now, "handed over for healing"))
+        incident = incident_of(verdict, now, self._store.incidents(open_only=True, path=record.path))
+        if incident is not None:
+            self._accounts.incident(incident, alert=False)
 
     def _tell_repair(self, repair: RepairRecord) -> None:
         self._accounts.event(

@@ -23,6 +23,7 @@ from bitward_agent.daemon.reconcile import Found, compare, devices_of, look, wal
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.watch import PathQueue, Watcher
+from bitward_agent.findings import Verdict
 
 WALK_SECONDS = 86_400.0
 TEND_SECONDS = 60.0
@@ -39,6 +40,9 @@ YIELD_SECONDS = 20.0
 LOOKS_AT_ONCE = 256
 BATCH = 64
 REQUESTS_LIMIT = 1000
+
+_UNSETTLED = (None, Verdict.DAMAGED)
+"""What is damaged is looked at again after any write, though size and time be as they were: somebody may have put it right."""
 
 
 class Requests:
@@ -277,7 +281,7 @@ class Work:
                 if record is not None:
                     self._vanished(record)
                 continue
-            if record is not None and record.verdict is not None and not found.is_changed_since(record):
+            if record is not None and record.verdict not in _UNSETTLED and not found.is_changed_since(record):
                 del self._waiting[path]
                 continue
             stillness = self._quiet.look(path, now, expectations)
@@ -318,7 +322,7 @@ class Work:
                 self._changed[found.path] = None
             else:
                 self._fresh[found.path] = None
-        elif found.is_changed_since(record) or record.verdict is None:
+        elif found.is_changed_since(record) or record.verdict in _UNSETTLED:
             self._changed[found.path] = None
 
     # ------------------------------------------------------------------------------------------------------------------- walk
