@@ -7,11 +7,11 @@ import re
 from dataclasses import fields
 
 import pytest
-from bitward_agent.daemon.alerts import environment_of
-from bitward_agent.daemon.logs import MESSAGE_IDS
 
+from bitward_agent.daemon.alerts import environment_of
 from bitward_agent.daemon.config import AgentConfig, MetricsConfig, ScrubConfig, WatchConfig, parse_config
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind
+from bitward_agent.daemon.logs import MESSAGE_IDS
 from docs.pages import ROOT, code_spans, sections, table_rows
 
 PAGE = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
