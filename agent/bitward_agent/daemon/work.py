@@ -9,6 +9,7 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from threading import Lock
 
@@ -323,6 +324,8 @@ class Work:
             else:
                 self._fresh[found.path] = None
         elif found.is_changed_since(record) or record.verdict in _UNSETTLED:
+            if record.retry_ns:  # it was written to: no reason to wait any longer
+                self._store.put_unit(replace(record, retry_ns=0), lazily=True)
             self._changed[found.path] = None
 
     # ------------------------------------------------------------------------------------------------------------------- walk
