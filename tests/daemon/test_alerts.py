@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.alerts import BURST, Alerts
 from bitward_agent.daemon.config import LogForm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from bitward_agent.daemon.config import AgentConfig, ConfigError, LogForm, OnChange, OnDamage, OnNew, WatchConfig, parse_config, read_config
 from bitward_agent.errors import UnreadableError
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from bitward_agent.daemon.control import CONNECTIONS_LIMIT, LINE_BYTES_LIMIT, ControlServer, Document, ask
 from bitward_agent.errors import BusyError, InputError, UnreadableError, WriteError
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from bitward_agent.daemon.facts import Incident, IncidentKind, Totals, UnitRecord
 from bitward_agent.daemon.metrics import MetricsServer, Snapshot, render, write_textfile
 from bitward_agent.errors import WriteError
