@@ -172,7 +172,7 @@ class _Scrub:
             if end <= self.at.position_bytes:
                 continue
             view = buffer[: end - start]
-            was_cached = cache.before(view, start)
+            was_cached = cache.before(start, end)
             lost = file.read_into(view, start)
             self.read_bytes += len(view)
             for segment in segments:
