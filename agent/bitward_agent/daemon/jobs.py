@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitward_agent.daemon.accounts import Accounts
-from bitward_agent.daemon.config import AgentConfig, OnNew, WatchConfig
+from bitward_agent.daemon.config import AgentConfig, WatchConfig
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of
@@ -263,9 +263,16 @@ class Jobs:
                 self._accounts.incident(incident)
 
 
-def wants_protection(record: UnitRecord, watch: WatchConfig) -> bool:
-    """Whether a file that has no sidecar is to get one."""
-    return not record.root and watch.on_new is OnNew.PROTECT
+def root_of(sidecar_path: str) -> str:
+    """The file root that a sidecar holds, in hex; zeros where it cannot be read, so that the file counts as protected and is looked at."""
+    from bitward_agent.io import OpenFile
+    from bitward_formats.sidecar import read_sidecar
+
+    try:
+        with OpenFile(sidecar_path) as ward:
+            return read_sidecar(ward.read, ward.state().size).superblock.root.hex()
+    except (BitwardError, FormatError, OSError):
+        return "00" * 32
 
 
 def _at(record: UnitRecord, at: ScrubPosition) -> UnitRecord:

@@ -9,13 +9,14 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from threading import Lock
 
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
 from bitward_agent.daemon.facts import EventKind, UnitRecord
-from bitward_agent.daemon.jobs import Jobs
+from bitward_agent.daemon.jobs import Jobs, root_of
 from bitward_agent.daemon.pace import Stopped, TokenBucket
 from bitward_agent.daemon.pressure import Pressure
 from bitward_agent.daemon.quiet import QuietFiles
@@ -310,14 +311,12 @@ class Work:
                 seen_inode=found.inode,
                 sidecar=found.sidecar,
                 bytes=found.size,
+                root=root_of(found.sidecar) if found.has_sidecar else "",
             )
             self._store.put_unit(record, lazily=True)
             if not found.has_sidecar and watch is not None and watch.on_new is OnNew.REPORT:
                 self._jobs.report_new(record)
-            if found.has_sidecar:
-                self._changed[found.path] = None
-            else:
-                self._fresh[found.path] = None
+            self._fresh[found.path] = None
         elif found.is_changed_since(record) or record.verdict is None:
             self._changed[found.path] = None
 
@@ -340,9 +339,14 @@ class Work:
         for record in result.strays:
             self._store.remove_unit(record.path)
         self._tell_unreachable(frozenset(record.watch for record in result.unreachable))
-        for record in self._store.units():
-            if not record.root and record.path not in self._waiting:
-                self._fresh[record.path] = None
+        for found in (one for walked in walks for one in walked.found):
+            known = self._store.unit(found.path)
+            if known is None or known.root:
+                continue
+            if found.has_sidecar:
+                self._store.put_unit(replace(known, root=root_of(found.sidecar)))  # somebody protected it by hand
+            elif known.path not in self._waiting:
+                self._fresh[known.path] = None
 
     def _tell_unreachable(self, watches: frozenset[str]) -> None:
         for path in sorted(watches - self._unreachable):
