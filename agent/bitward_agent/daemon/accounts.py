@@ -91,7 +91,7 @@ class Accounts:
         """Open an incident or count it as seen again. Told of only when it is new, and with ``alert`` to the command too."""
         kept, is_new = self._store.open_incident(incident)
         if alert and not kept.alerted:
-            if is_new or kept.seen_count > 1:
+            if is_new:
                 self._tell(kept)
             self._alerts.send(kept)
         return kept

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitward_agent.daemon.accounts import Accounts
-from bitward_agent.daemon.config import AgentConfig, WatchConfig
+from bitward_agent.daemon.config import AgentConfig, OnChange, OnDamage, OnNew, WatchConfig
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
-from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of
+from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
 from bitward_agent.daemon.reconcile import Found, look
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, after_success
@@ -50,12 +50,15 @@ class Jobs:
             return
         found = look(watch, job.path)
         if found is None:
-            self.gone(record)
+            self.gone(record, config)
             return
         record = replace(record, sidecar=found.sidecar)
         try:
             if job.kind is JobKind.PROTECT and not found.has_sidecar:
                 self.protect(found, watch)
+            elif not found.has_sidecar and record.root and watch.on_new is OnNew.PROTECT:
+                # Only if the file is still what its sidecar vouched for; else its loss is told like any other fault.
+                self.protect(found, watch, why="its sidecar was gone", root=bytes.fromhex(record.root))
             else:
                 self._scrub(record, found, watch, afresh=job.kind is JobKind.JUDGE_CHANGE)
         except (BitwardError, FormatError, OSError, MemoryError) as error:
@@ -63,8 +66,8 @@ class Jobs:
 
     # ---------------------------------------------------------------------------------------------------------------- protect
 
-    def protect(self, found: Found, watch: WatchConfig, *, why: str = "first-seen") -> None:
-        """Make a sidecar for a file as it is now.
+    def protect(self, found: Found, watch: WatchConfig, *, why: str = "first-seen", root: bytes | None = None) -> None:
+        """Make a sidecar for a file as it is now; with a ``root`` only if that is the file's.
 
         Raises:
             BitwardError, FormatError: it was not possible; what was there before is unharmed.
@@ -88,6 +91,7 @@ class Jobs:
             claims=claims,
             first_sight=True,
             origin="trusted" if claims else "first-seen",
+            root=root,
         )
         make_folder(os.path.dirname(found.sidecar))
         made = protect_file(found.path, found.sidecar, protection, jobs=1, disk=PacedDisk(self._pace, self._stop))
@@ -156,7 +160,7 @@ class Jobs:
         if verdict.verdict is Verdict.INTACT:
             self._store.put_unit(seen, lazily=record.verdict is Verdict.INTACT)
             self._accounts.event(EventKind.VERIFIED, record.path, "intact", bytes=verdict.bytes, root=verdict.root)
-            if verdict.sidecar.state is SidecarState.DAMAGED:
+            if verdict.sidecar.state is SidecarState.DAMAGED and watch.on_damage is OnDamage.HEAL:
                 self._heal(seen, found, watch, verdict)
             return
         action = action_for(verdict, watch.on_damage, watch.on_change, is_sealed=is_sealed(found.sidecar))
@@ -243,11 +247,17 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------------------------- gone, failed
 
-    def gone(self, record: UnitRecord) -> None:
-        """A file is no longer there: told, forgotten, its incidents closed. Its sidecar stays: whoever removed the file may want it."""
+    def gone(self, record: UnitRecord, config: AgentConfig) -> None:
+        """A file is no longer there: told, forgotten, its incidents closed. Its sidecar stays: whoever removed the file may want it.
+
+        Where every change is an alarm, so is this one.
+        """
         self._store.remove_unit(record.path)
         self._accounts.event(EventKind.GONE, record.path, "no longer there")
         self._accounts.end_incidents((one, "gone") for one in self._store.incidents(open_only=True, path=record.path))
+        watch = config.watch_of(record.path)
+        if watch is not None and watch.on_change is OnChange.ALARM and record.root:
+            self._accounts.incident(missing_incident(record.path, self._clock_ns(), "was removed, and every change is to be told"))
 
     def _failed(self, record: UnitRecord, message: str) -> None:
         told = message.removeprefix(f"{record.path}: ")[:1000]
