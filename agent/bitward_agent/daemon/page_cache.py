@@ -1,6 +1,6 @@
 """What of a file lies in the page cache, and leaving it there as it was.
 
-What others had in the cache stays, what a scrub had to bring in is dropped again. Which is which the kernel tells, piece by piece of 64 KiB,
+What others had in the cache stays, what a scrub had to bring in is dropped again. Which is which the kernel tells, by pieces of 64 KiB,
 with cachestat(2): it is in Linux from 6.5 on and starts no reads, as preadv2(2) with RWF_NOWAIT does. It may be refused to who neither
 owns the file nor may write it. Where it is not to be had, all that was read is dropped, but for pages that a program maps: those the
 kernel keeps by itself. Readahead is off for the descriptor, since the pages that it brings in would look like others'.

@@ -20,6 +20,7 @@ from bitward_agent.errors import UnreadableError
 from bitward_agent.hub_cache import is_hub_note
 from bitward_agent.io import resolve, sidecar_path
 from bitward_agent.units import Member, is_ours, list_unit, sidecar_base
+from bitward_formats.checksums import is_hub_repository
 from bitward_formats.frozen import dataclass
 from bitward_formats.unit_index import UNIT_INDEX_NAME
 
@@ -81,13 +82,14 @@ def walk(watch: WatchConfig, stop: Callable[[], bool] = never) -> Walk:
         return Walk(watch.path, 0, (), (f"{watch.path} ({error.strerror})",))
     if not stat.S_ISDIR(state.st_mode):
         found = look(watch, watch.path)
-        return Walk(watch.path, state.st_dev, (found,)) if found else Walk(watch.path, state.st_dev, (), (f"{watch.path} (not a regular file)",))
-    skipped, unlisted = list[str](), list[str]()
+        skipped = () if found else (f"{watch.path} (not a regular file)",)
+        return Walk(watch.path, state.st_dev, (found,) if found else (), skipped)
+    left_out, unlisted = list[str](), list[str]()
 
     def on_unlisted(error: OSError) -> None:
         if error.errno != errno.ENOENT:  # removed just now
             unlisted.append(str(error.filename))
-            skipped.append(f"{error.filename} (cannot list: {error.strerror})")
+            left_out.append(f"{error.filename} (cannot list: {error.strerror})")
 
     try:
         listing = list_unit(watch.path, watch.sidecar_dir, on_unlisted)
@@ -98,10 +100,10 @@ def walk(watch: WatchConfig, stop: Callable[[], bool] = never) -> Walk:
         if stop():
             raise Stopped
         if not _lies_below(member.path, watch.path):
-            skipped.append(f"{member.name} (its blob lies outside of what is watched: watch the repository's folder)")
+            left_out.append(f"{member.name} (its blob lies outside of what is watched: watch the repository's folder)")
         elif (found := _found(watch, member)) is not None:
             files.append(found)
-    return Walk(watch.path, state.st_dev, tuple(files), (*listing.skipped, *skipped), tuple(unlisted))
+    return Walk(watch.path, state.st_dev, tuple(files), (*listing.skipped, *left_out), tuple(unlisted))
 
 
 def _found(watch: WatchConfig, member: Member) -> Found | None:
@@ -141,7 +143,7 @@ def look(watch: WatchConfig, path: str) -> Found | None:
 def is_in_hub_cache(path: str) -> bool:
     """Whether a path lies in a repository of a hub cache, where files are blobs and names are links."""
     parts = path.split("/")
-    return any(one.startswith(("models--", "datasets--", "spaces--")) and then in ("blobs", "snapshots") for one, then in pairwise(parts))
+    return any(is_hub_repository(above) and name in ("blobs", "snapshots") for above, name in pairwise(parts))
 
 
 def _lies_below(path: str, folder: str) -> bool:
