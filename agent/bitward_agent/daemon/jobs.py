@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnChange, OnDamage, OnNew, WatchConfig
+from bitward_agent.daemon.extents import place_of_repair
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
@@ -242,7 +243,7 @@ class Jobs:
     def _suspect_hardware(self) -> None:
         now = self._clock_ns()
         recent = self._store.repairs(since_ns=now - SUSPECT_WINDOW_NS, limit=SUSPECT_REPAIRS)
-        for incident in hardware_suspects(recent, now):
+        for incident in hardware_suspects(recent, now, place_of_repair):
             self._accounts.incident(incident)
 
     # ------------------------------------------------------------------------------------------------------------- gone, failed
