@@ -160,7 +160,7 @@ def test_other_peoples_folder_is_left_out_and_told(folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
     (folder / "deep").chmod(0o700)
-    code = f"import os; os.seteuid(65534)\nfrom bitward_agent.daemon.reconcile import *\nfrom bitward_agent.daemon.config import *\n"
+    code = "import os; os.seteuid(65534)\nfrom bitward_agent.daemon.reconcile import *\nfrom bitward_agent.daemon.config import *\n"
     code += f"w = walk(WatchConfig({str(folder)!r}))\nprint(len(w.found), w.unlisted)"
     for parent in folder.parents:
         if not parent.stat().st_mode & 0o001:
