@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from types import TracebackType
@@ -19,9 +18,6 @@ from bitward_formats.frozen import dataclass
 
 SECTOR_BYTES = 4096
 """What is given up around an unreadable byte."""
-
-PAGE_CACHE_BYTES = mmap.PAGESIZE
-"""What the kernel keeps or forgets as a whole."""
 
 Range = tuple[int, int]
 
@@ -278,19 +274,6 @@ def read_at_random(fd: int) -> None:
     """Turn readahead off for this descriptor: a read then brings in the pages that it asks for, and no others."""
     with contextlib.suppress(OSError, AttributeError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-
-def cached_prefix(fd: int, view: memoryview, offset: int) -> int | None:
-    """How many of ``len(view)`` bytes at ``offset`` the page cache holds before the first that it does not; ``view`` is overwritten.
-
-    ``None`` where that cannot be told. See preadv2(2), RWF_NOWAIT.
-    """
-    try:
-        return os.preadv(fd, [view], offset, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return 0
-    except (OSError, AttributeError):
-        return None
 
 
 def resolve(path: str) -> str:

@@ -54,12 +54,13 @@ from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RepairRequest:
-    """What a person asked for. ``now_ns`` stamps the log of repairs."""
+    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs."""
 
     sources: tuple[Source, ...] = ()
     dry_run: bool = False
     best_effort: bool = False
     now_ns: int = 0
+    only_unmodified: bool = False
 
 
 def repair_file(
@@ -128,6 +129,8 @@ def _repair_once(
         if not request.dry_run:
             recovered = recover(path, pair, disk)
         pair.state = pair.file.state()  # now that nobody else repairs it, and recovery is done
+        if request.only_unmodified and pair.modified:
+            raise BusyError(f"{path}: was modified since it was protected: only a person may have it repaired")
         return _Repair(path, pair, request, sourcing, jobs, progress, disk, recovered).run()
     except (BitwardError, FormatError) as error:
         return _failed(path, str(error), pair.sidecar_report(), pair.state.size)

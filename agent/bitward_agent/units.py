@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from bitward_agent.durable import atomic_file
@@ -59,7 +59,10 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return iter(sorted(entries, key=lambda entry: os.fsencode(entry.name)))
 
 
-def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+OnUnlisted = Callable[[OSError], None]
+
+
+def _walk(folder: str, on_unlisted: OnUnlisted | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """(relative path, entry) of all that is no directory. Not recursive: directories may be nested deeper than Python's stack."""
     open_folders = [("", _entries(folder))]
     while open_folders:
@@ -68,16 +71,21 @@ def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         if entry is None:
             open_folders.pop()
         elif entry.is_dir(follow_symlinks=False):
-            open_folders.append((f"{prefix}{entry.name}/", _entries(entry.path)))
+            try:
+                open_folders.append((f"{prefix}{entry.name}/", _entries(entry.path)))
+            except OSError as error:
+                if on_unlisted is None:
+                    raise
+                on_unlisted(error)
         else:
             yield prefix + entry.name, entry
 
 
-def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
+def list_unit(folder: str, sidecar_dir: str | None = None, on_unlisted: OnUnlisted | None = None) -> Listing:
     """Every regular file below a directory but Bitward's own.
 
     Symbolic links are never followed, but for those of a snapshot in a hub cache that lead to a blob of the same repository: the blob is
-    the file then, once.
+    the file then, once. With ``on_unlisted``, directories below that cannot be listed are told to it and left out.
 
     Raises:
         UnreadableError: a directory cannot be listed.
@@ -85,7 +93,7 @@ def list_unit(folder: str, sidecar_dir: str | None = None) -> Listing:
     base = sidecar_base(folder, sidecar_dir)
     members, skipped, links = [], [], []
     try:
-        for relative, entry in _walk(folder):
+        for relative, entry in _walk(folder, on_unlisted):
             if entry.is_symlink():
                 blob = blob_of(entry.path)
                 if blob is None or not _is_regular(blob):

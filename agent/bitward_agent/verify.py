@@ -17,6 +17,10 @@ from bitward_formats.pages import PAGE_BYTES
 from bitward_formats.sidecar import Sidecar, lost_pages, read_sidecar
 from bitward_formats.spans import Role, Span
 
+MOVES_TOLD = "the file changes while it is read: verify it when its writer is done"
+REPAIR_PENDING_TOLD = "an interrupted repair is pending: 'bitward repair' finishes it"
+REPLACED_TOLD = "the file was replaced or removed while it was read: verify it again"
+
 
 @dataclass(slots=True)
 class OpenPair:
@@ -157,11 +161,9 @@ def verify_file(
         result = scan(pair.file, pair.sidecar, jobs=jobs, progress=progress, wanted=wanted)
         verdict = None if _moves(pair) else _verdict(path, pair, result, budget or FlipBudget(), progress, whole=wanted is None)
         if verdict is None or _moves(pair):  # the second time because decoding reads the file again
-            told = "the file changes while it is read: verify it when its writer is done"
-            return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), MOVES_TOLD)
         if not pair.file.is_still_named():
-            told = "the file was replaced or removed while it was read: verify it again"
-            return unverifiable(path, pair.state.size, pair.sidecar_report(), told)
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), REPLACED_TOLD)
         return verdict if sealed_root is None else replace(verdict, origin="sealed")
     except (BitwardError, FormatError) as error:
         return unverifiable(path, pair.state.size, pair.sidecar_report(), str(error))
@@ -206,7 +208,7 @@ def _verdict(
     excess = pair.excess_bytes if whole else 0
     notes = []
     if os.path.lexists(journal_path(pair.ward.path)):
-        notes.append("an interrupted repair is pending: 'bitward repair' finishes it")
+        notes.append(REPAIR_PENDING_TOLD)
     verdict, damage = Verdict.INTACT, tuple[Damage, ...]()
     if result.bad_blocks or excess:
         from bitward_agent.judge import judge  # loads NumPy: only where there is damage

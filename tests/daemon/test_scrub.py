@@ -14,10 +14,9 @@ import pytest
 
 from bitward_agent.daemon.facts import UnitRecord
 from bitward_agent.daemon.pace import UNPACED, never
+from bitward_agent.daemon.page_cache import PAGE_CACHE_BYTES, cached_pages
 from bitward_agent.daemon.scrub import ScrubPosition, ScrubProgress, scrub_file
 from bitward_agent.findings import FileVerification, SidecarState, Verdict
-from bitward_agent.io import PAGE_CACHE_BYTES, cached_prefix
-from bitward_agent.scan import CHUNK_BYTES
 from bitward_formats.pages import PAGE_BYTES
 from daemon.weights import flip, protect, verify, write_weights
 from faulty_disks import BadSectorDisk
@@ -196,7 +195,7 @@ def test_sidecar_that_cannot_be_used(model: Path, hurt: str) -> None:
 
 
 def test_bad_sector_is_damage(model: Path) -> None:
-    found = verdict_of(scrub(model, disk=BadSectorDisk(str(model), {1_000_000})))
+    found = verdict_of(scrub(model, disk=BadSectorDisk({model: {200}})))
     assert found.verdict is Verdict.DAMAGED
     assert found.damage[0].unreadable
 
@@ -204,8 +203,9 @@ def test_bad_sector_is_damage(model: Path) -> None:
 def cached_pieces(path: Path) -> list[bool]:
     fd = os.open(path, os.O_RDONLY)
     try:
-        page = memoryview(bytearray(1))
-        return [cached_prefix(fd, page, at) == 1 for at in range(0, path.stat().st_size, PAGE_CACHE_BYTES)]
+        if cached_pages(fd, 0, 1) is None:
+            pytest.skip("this kernel does not tell what is cached")
+        return [cached_pages(fd, at, 1) == 1 for at in range(0, path.stat().st_size, PAGE_CACHE_BYTES)]
     finally:
         os.close(fd)
 
@@ -224,7 +224,7 @@ def test_page_cache_stays_as_it_was(loop: LoopExt4) -> None:
     assert verdict_of(scrub(model)).verdict is Verdict.INTACT
     after = cached_pieces(model)
     assert [here and not there for here, there in zip(before, after, strict=True)].count(True) == 0
-    assert sum(after) - sum(before) <= len(after) * CHUNK_BYTES // CHUNK_BYTES * 0.02
+    assert sum(after) - sum(before) <= 0.02 * len(after)
 
 
 def test_memory_wrong_and_disk_right(loop: LoopExt4) -> None:
@@ -261,12 +261,14 @@ def test_disk_wrong_and_not_cached(loop: LoopExt4) -> None:
 
 def test_intact_needs_no_numpy_and_little_memory(model: Path) -> None:
     code = f"""
-import resource, sys
+import sys
 from bitward_agent.daemon.pace import UNPACED, never
+from bitward_agent.daemon.page_cache import PAGE_CACHE_BYTES, cached_pages
 from bitward_agent.daemon.scrub import scrub_file
 assert scrub_file({str(model)!r}, {str(model) + ".ward"!r}, pace=UNPACED, stop=never).verdict == "intact"
 assert "numpy" not in sys.modules
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert int(done.stdout) < 60 << 10

@@ -191,7 +191,7 @@ def _listen(runtime_dir: str, path: str, mode: int) -> socket.socket:
         finally:
             os.umask(before)
         os.chmod(path, mode)
-        listener.listen(CONNECTIONS_LIMIT)
+        listener.listen(128)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -234,6 +234,8 @@ def ask(runtime_dir: str, request: Document, *, seconds: float = ASK_SECONDS) ->
                     raise UnreadableError(f"{path}: the agent broke off")
                 answer += data
     except OSError as error:
+        if isinstance(error, BlockingIOError):
+            raise UnreadableError(f"{path}: the agent is asked by too many at once") from error
         told = "no agent runs there" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else error.strerror or str(error)
         raise UnreadableError(f"{path}: {told}") from error
     try:

@@ -24,7 +24,7 @@ APPLICATION_ID = 0x42574147
 
 SCHEMA_VERSION = 1
 SET_ASIDE_KEPT = 3
-BUSY_SECONDS = 2.0
+BUSY_SECONDS = 0.5
 
 _TABLES: dict[str, type[Any]] = {
     "units": UnitRecord,
@@ -114,16 +114,16 @@ class Database:
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -1024")
-        connection.execute("PRAGMA journal_size_limit = 1048576")
         connection.execute("PRAGMA trusted_schema = OFF")
         (found,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if objects and (found, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise Trouble(f"it is of another kind or version ({version}, this agent knows {SCHEMA_VERSION})", corrupt=True)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -1024")
+        connection.execute("PRAGMA journal_size_limit = 1048576")
         if objects:
             told = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
             if told != ["ok"]:
@@ -190,7 +190,7 @@ class Database:
 
     def setting(self, name: str, value: int) -> Statement:
         """A number under a name."""
-        return Statement("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
+        return Statement("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (_to_sql(name), _to_sql(value)))
 
     def intent(self, path: str, repairs: tuple[RepairRecord, ...]) -> Statement:
         """What is about to be repaired in a file; nothing takes it away."""
@@ -231,12 +231,12 @@ class Database:
 
     def _load(self) -> Memory:
         settings = self._select("SELECT name, value FROM settings", ())
-        if not all(isinstance(name, str) and isinstance(value, int) for name, value in settings):
+        if not all(isinstance(name, str | bytes) and isinstance(value, int) for name, value in settings):
             raise Trouble("a setting is no number", corrupt=True)
         return Memory(
             self._values(UnitRecord, "", ()),
             self._values(Incident, "WHERE closed_ns = 0", ()),
-            tuple((name, value) for name, value in settings),
+            tuple((str(_from_sql("str", name)), value) for name, value in settings),
             self._values(Expectation, "", ()),
             self._intents(),
             self._last("incidents", "id"),
@@ -336,8 +336,8 @@ def _to_sql(value: object) -> object:
         return json.dumps(value)
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, bool):
-        return int(value)
+    if isinstance(value, int):
+        return max(-1 << 63, min(int(value), (1 << 63) - 1))  # SQLite has no larger ones
     if isinstance(value, str):
         try:
             value.encode()

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitward_agent.daemon.accounts import Accounts
-from bitward_agent.daemon.config import AgentConfig, OnNew, WatchConfig
+from bitward_agent.daemon.config import AgentConfig, OnChange, OnNew, WatchConfig
+from bitward_agent.daemon.extents import place_of_repair
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
 from bitward_agent.daemon.handover import hand_over, heal_unit
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
-from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of
+from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
 from bitward_agent.daemon.reconcile import Found, look
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, after_success
@@ -51,12 +52,15 @@ class Jobs:
             return
         found = look(watch, job.path)
         if found is None:
-            self.gone(record)
+            self.gone(record, config)
             return
         record = replace(record, sidecar=found.sidecar)
         try:
             if job.kind is JobKind.PROTECT and not found.has_sidecar:
                 self.protect(found, watch)
+            elif not found.has_sidecar and record.root and watch.on_new is OnNew.PROTECT:
+                # Only if the file is still what its sidecar vouched for; else its loss is told like any other fault.
+                self.protect(found, watch, why="its sidecar was gone", root=bytes.fromhex(record.root))
             else:
                 self._scrub(record, found, watch, afresh=job.kind is JobKind.JUDGE_CHANGE)
         except (BitwardError, FormatError, OSError, MemoryError) as error:
@@ -64,8 +68,8 @@ class Jobs:
 
     # ---------------------------------------------------------------------------------------------------------------- protect
 
-    def protect(self, found: Found, watch: WatchConfig, *, why: str = "first-seen") -> None:
-        """Make a sidecar for a file as it is now.
+    def protect(self, found: Found, watch: WatchConfig, *, why: str = "first-seen", root: bytes | None = None) -> None:
+        """Make a sidecar for a file as it is now; with a ``root`` only if that is the file's.
 
         Raises:
             BitwardError, FormatError: it was not possible; what was there before is unharmed.
@@ -89,6 +93,7 @@ class Jobs:
             claims=claims,
             first_sight=True,
             origin="trusted" if claims else "first-seen",
+            root=root,
         )
         make_folder(os.path.dirname(found.sidecar))
         made = protect_file(found.path, found.sidecar, protection, jobs=1, disk=PacedDisk(self._pace, self._stop))
@@ -157,7 +162,7 @@ class Jobs:
         if verdict.verdict is Verdict.INTACT:
             self._store.put_unit(seen, lazily=record.verdict is Verdict.INTACT)
             self._accounts.event(EventKind.VERIFIED, record.path, "intact", bytes=verdict.bytes, root=verdict.root)
-            if verdict.sidecar.state is SidecarState.DAMAGED:
+            if action_for(verdict, watch.on_damage, watch.on_change, is_sealed=is_sealed(found.sidecar)) is Action.HEAL:
                 self._heal(seen, found, watch, verdict)
             return
         action = action_for(verdict, watch.on_damage, watch.on_change, is_sealed=is_sealed(found.sidecar))
@@ -254,16 +259,22 @@ class Jobs:
     def _suspect_hardware(self) -> None:
         now = self._clock_ns()
         recent = self._store.repairs(since_ns=now - SUSPECT_WINDOW_NS, limit=SUSPECT_REPAIRS)
-        for incident in hardware_suspects(recent, now):
+        for incident in hardware_suspects(recent, now, place_of_repair):
             self._accounts.incident(incident)
 
     # ------------------------------------------------------------------------------------------------------------- gone, failed
 
-    def gone(self, record: UnitRecord) -> None:
-        """A file is no longer there: told, forgotten, its incidents closed. Its sidecar stays: whoever removed the file may want it."""
+    def gone(self, record: UnitRecord, config: AgentConfig) -> None:
+        """A file is no longer there: told, forgotten, its incidents closed. Its sidecar stays: whoever removed the file may want it.
+
+        Where every change is an alarm, so is this one.
+        """
         self._store.remove_unit(record.path)
         self._accounts.event(EventKind.GONE, record.path, "no longer there")
         self._accounts.end_incidents((one, "gone") for one in self._store.incidents(open_only=True, path=record.path))
+        watch = config.watch_of(record.path)
+        if watch is not None and watch.on_change is OnChange.ALARM and record.root:
+            self._accounts.incident(missing_incident(record.path, self._clock_ns(), "was removed, and every change is to be told"))
 
     def _failed(self, record: UnitRecord, message: str) -> None:
         told = message.removeprefix(f"{record.path}: ")[:1000]
@@ -279,9 +290,16 @@ class Jobs:
                 self._accounts.incident(incident)
 
 
-def wants_protection(record: UnitRecord, watch: WatchConfig) -> bool:
-    """Whether a file that has no sidecar is to get one."""
-    return not record.root and watch.on_new is OnNew.PROTECT
+def root_of(sidecar_path: str) -> str:
+    """The file root that a sidecar holds, in hex; zeros where it cannot be read, so that the file counts as protected and is looked at."""
+    from bitward_agent.io import OpenFile
+    from bitward_formats.sidecar import read_sidecar
+
+    try:
+        with OpenFile(sidecar_path) as ward:
+            return read_sidecar(ward.read, ward.state().size).superblock.root.hex()
+    except (BitwardError, FormatError, OSError):
+        return "00" * 32
 
 
 def _at(record: UnitRecord, at: ScrubPosition) -> UnitRecord:

@@ -130,7 +130,7 @@ def journal_datagram(event: Event) -> bytes:
 
 
 def _is_field_name(name: str) -> bool:
-    return name.isascii() and name.replace("_", "").isalnum() and len(name) <= 50
+    return name not in ("path", "event") and name.isascii() and name.replace("_", "").isalnum() and len(name) <= 50
 
 
 def _journal_field(name: str, value: str) -> bytes:

@@ -16,6 +16,9 @@ BURST_SECONDS = 0.1
 SLICE_SECONDS = 0.1
 """Longest sleep between two looks at ``stop``."""
 
+LEAST_SLEEP_SECONDS = 0.0005
+"""So that a rounding error of a debt is not slept for many times."""
+
 
 class Stopped(Exception):
     """Work was asked to end before it was done. Not a BitwardError, so that nobody takes it for a verdict."""
@@ -67,7 +70,7 @@ class TokenBucket:
             if self._balance_bytes >= 0:
                 self._balance_bytes -= byte_count
                 break
-            self._sleep(min(-self._balance_bytes / self.bytes_per_second, SLICE_SECONDS))
+            self._sleep(min(max(-self._balance_bytes / self.bytes_per_second, LEAST_SLEEP_SECONDS), SLICE_SECONDS))
         self.taken_bytes += byte_count
 
 

@@ -5,7 +5,8 @@ Only then is a change judged: a file that is half written is neither damaged nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 
 from bitward_agent.daemon.facts import Expectation
 from bitward_formats.frozen import dataclass
@@ -13,6 +14,7 @@ from bitward_formats.frozen import dataclass
 QUIET_SECONDS = 2.0
 PATIENCE_SECONDS = 600.0
 """How long a writer who has a quiet file open is waited for: some programs keep what they map open for writing for ever."""
+REMEMBERED_PATHS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +27,104 @@ class Stillness:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    state: tuple[int, int, int, int]
+    since_ns: int
+
+
 class QuietFiles:
     """Remembers of each waiting path what it looked like. Bounded: the oldest are forgotten, and then wait anew."""
 
     def __init__(self, *, quiet_seconds: float = QUIET_SECONDS, patience_seconds: float = PATIENCE_SECONDS, proc: str = "/proc") -> None:
-        raise NotImplementedError
+        self._quiet_ns, self._patience_ns = int(quiet_seconds * 1e9), int(patience_seconds * 1e9)
+        self._proc = proc
+        self._seen: dict[str, _Seen] = {}
 
     def look(self, path: str, now_ns: int, expectations: Sequence[Expectation] = ()) -> Stillness:
         """Look at a file now. ``now_ns`` is the time since 1970; nobody sleeps here."""
-        raise NotImplementedError
+        try:
+            found = os.lstat(path)
+        except OSError:
+            self.forget(path)
+            return Stillness(False, is_gone=True, reason="gone")
+        announced = expected(path, now_ns, expectations)
+        if announced is not None:
+            return Stillness(False, again_ns=announced.until_ns, reason="a rewrite is announced")
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        seen = self._seen.get(path)
+        if seen is None or seen.state != state or seen.since_ns > now_ns:
+            self.forget(path)
+            while len(self._seen) >= REMEMBERED_PATHS:
+                self.forget(next(iter(self._seen)))
+            self._seen[path] = seen = _Seen(state, now_ns)
+        quiet_ns = now_ns - seen.since_ns
+        if quiet_ns < self._quiet_ns:
+            return Stillness(False, again_ns=seen.since_ns + self._quiet_ns, reason="it was written just now")
+        if quiet_ns < self._patience_ns:
+            writers = open_writers(found.st_dev, found.st_ino, proc=self._proc)
+            if writers:
+                again_ns = min(now_ns + max(self._quiet_ns, quiet_ns // 2), seen.since_ns + self._patience_ns)
+                return Stillness(False, again_ns=again_ns, reason=f"process {writers[0]} has it open for writing")
+        self.forget(path)
+        return Stillness(True)
 
     def forget(self, path: str) -> None:
         """No longer wait for it."""
-        raise NotImplementedError
+        self._seen.pop(path, None)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._seen)
 
 
 def expected(path: str, now_ns: int, expectations: Sequence[Expectation]) -> Expectation | None:
-    """The announced rewrite that a path falls under."""
-    raise NotImplementedError
+    """The announced rewrite that a path falls under; of several, that which lasts longest."""
+    of_it = [one for one in expectations if now_ns < one.until_ns and (path == one.path or path.startswith(one.path.rstrip("/") + "/"))]
+    return max(of_it, key=lambda one: one.until_ns, default=None)
 
 
-def open_writers(device: int, inode: int, *, proc: str = "/proc", stop: Callable[[], bool] | None = None) -> tuple[int, ...]:
-    """Processes that have a file open, or mapped shared, for writing, as far as this one may see; itself left out."""
-    raise NotImplementedError
+def open_writers(device: int, inode: int, *, proc: str = "/proc") -> tuple[int, ...]:
+    """Processes that have a file open, or mapped shared, for writing, as far as this one may see; itself left out. See proc(5)."""
+    own = os.getpid()
+    numbers = [int(name) for name in _names(proc) if name.isdecimal()]
+    return tuple(number for number in sorted(numbers) if number != own and _writes(f"{proc}/{number}", device, inode))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # the process is gone, or another user's
+        return []
+
+
+def _writes(process: str, device: int, inode: int) -> bool:
+    for name in _names(f"{process}/fd"):
+        try:
+            found = os.stat(f"{process}/fd/{name}")
+            if (found.st_dev, found.st_ino) == (device, inode) and _is_open_for_writing(f"{process}/fdinfo/{name}"):
+                return True
+        except OSError:
+            continue
+    return _maps_writable(f"{process}/maps", device, inode)
+
+
+def _is_open_for_writing(fdinfo: str) -> bool:
+    with open(fdinfo, "rb") as file:
+        for line in file:
+            if line.startswith(b"flags:"):
+                return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
+
+
+def _maps_writable(maps: str, device: int, inode: int) -> bool:
+    """Whether a line of /proc/PID/maps is a shared writable map of the file. It stays when the descriptor is closed."""
+    wanted = b"%02x:%02x %d" % (os.major(device), os.minor(device), inode)
+    try:
+        with open(maps, "rb") as file:
+            for line in file:
+                fields = line.split(maxsplit=5)
+                if len(fields) >= 5 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s" and b" ".join(fields[3:5]) == wanted:
+                    return True
+    except OSError:
+        return False
+    return False

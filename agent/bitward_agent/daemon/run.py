@@ -33,6 +33,9 @@ STOP_SECONDS = 1.6
 """How long the worker is waited for. What it is in the midst of then is made good by the journals after the next start."""
 
 TEXTFILE_SECONDS = 60.0
+TEXTFILE_AGAIN_SECONDS = 3600.0
+"""How often the page is written although it says the same: its age tells others that the agent lives."""
+
 FAULT_PAUSE_SECONDS = 5.0
 FAULTS_LIMIT = 20
 """Faults of ours in a row before the process gives up, so that the service manager starts a fresh one."""
@@ -96,12 +99,21 @@ class _Process:
         self._status = "starting"
         self.store = Store(os.path.join(config.state_dir, STATE_NAME))
         self.accounts = Accounts(self.store, Log(config.log), config.alert_command)
-        self.work = Work(config, self.store, self.accounts, stop=self._asked_to_stop, told=self._tell)
+        watchdog = self.notifier.watchdog_seconds
+        self.work = Work(
+            config,
+            self.store,
+            self.accounts,
+            stop=self._asked_to_stop,
+            told=self._tell,
+            longest_wait_seconds=TEXTFILE_SECONDS if watchdog is None else watchdog / 2,
+        )
         self.answers = Answers(self.store, self.work, self.accounts, self.started_ns, version, lambda: self._status)
         mode = 0o660 if environment.get("RUNTIME_DIRECTORY") else 0o600  # a service of its own has a group of its own
         self.control = ControlServer(config.runtime_dir, self.answers.answer, mode=mode)
         self.metrics: MetricsServer | None = None
         self._textfile_at = 0.0
+        self._textfile_again, self._textfile_text = 0.0, ""
         self._textfile_trouble = ""
         self._store_trouble = ""
         self._worker = Thread(target=self._work, name="bitward-work", daemon=True)
@@ -213,7 +225,7 @@ class _Process:
         self.accounts.configure(Log(config.log), config.alert_command)
         if config.metrics.listen != before.metrics.listen:
             self._listen_for_metrics()
-        self._textfile_at = 0.0
+        self._textfile_at, self._textfile_text = 0.0, ""
         self.work.configure(config)
         self.accounts.event(EventKind.RELOADED, self.config_path, f"{len(config.watches)} watches")
         self.notifier.ready("reloaded")
@@ -235,7 +247,11 @@ class _Process:
         if self.config.metrics.textfile is None or now < self._textfile_at:
             return
         self._textfile_at = now + TEXTFILE_SECONDS
-        trouble = write_textfile(self.config.metrics.textfile, render(self.answers.snapshot()))
+        text = render(self.answers.snapshot())
+        if text == self._textfile_text and now < self._textfile_again:
+            return  # flash wears
+        self._textfile_text, self._textfile_again = text, now + TEXTFILE_AGAIN_SECONDS
+        trouble = write_textfile(self.config.metrics.textfile, text)
         if trouble and trouble != self._textfile_trouble:
             self.accounts.event(EventKind.FAULT, "", trouble)
         self._textfile_trouble = trouble

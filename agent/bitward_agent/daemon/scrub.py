@@ -23,7 +23,7 @@ from bitward_agent.errors import BitwardError
 from bitward_agent.findings import FileVerification, SidecarReport, SidecarState, Verdict
 from bitward_agent.io import DISK, Disk, FileState, OpenFile, journal_path
 from bitward_agent.scan import CHUNK_BYTES, chunks
-from bitward_agent.verify import OpenPair, unverifiable, verify_file
+from bitward_agent.verify import MOVES_TOLD, REPLACED_TOLD, OpenPair, unverifiable, verify_file
 from bitward_formats.digest import run_leaves
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
@@ -142,11 +142,9 @@ class _Scrub:
         """All blocks are right in memory. Nothing of that counts if the file did not stay the same one."""
         damage = describe_disk_damage(pair, bad_on_disk) if bad_on_disk else ()
         if pair.file.state() != pair.state:
-            told = "the file changes while it is read: verify it when its writer is done"
-            return unverifiable(self.path, pair.state.size, pair.sidecar_report(), told)
+            return unverifiable(self.path, pair.state.size, pair.sidecar_report(), MOVES_TOLD)
         if not pair.file.is_still_named():
-            told = "the file was replaced or removed while it was read: verify it again"
-            return unverifiable(self.path, pair.state.size, pair.sidecar_report(), told)
+            return unverifiable(self.path, pair.state.size, pair.sidecar_report(), REPLACED_TOLD)
         block = pair.sidecar.superblock
         return FileVerification(
             *(self.path, Verdict.DAMAGED if damage else Verdict.INTACT, block.file_bytes, block.root.hex(), block.origin_label),
@@ -172,7 +170,7 @@ class _Scrub:
             if end <= self.at.position_bytes:
                 continue
             view = buffer[: end - start]
-            was_cached = cache.before(view, start)
+            was_cached = cache.before(start, end)
             lost = file.read_into(view, start)
             self.read_bytes += len(view)
             for segment in segments:

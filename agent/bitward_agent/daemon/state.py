@@ -8,6 +8,7 @@ scrub has come waits up to ``LAZY_SECONDS`` for company, since flash wears. docs
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from threading import RLock
@@ -55,6 +56,7 @@ class Store:
         memory = self._database.load()
         self.lost = self._database.lost
         self._units = {record.path: record for record in memory.units}
+        self._paths: list[str] | None = None
         self._open = {incident.id: incident for incident in memory.open_incidents}
         self._settings = dict(memory.settings)
         self._intents = dict(memory.intents)
@@ -67,6 +69,15 @@ class Store:
         """All records, in the order of their paths."""
         with self._lock:
             return tuple(self._units[path] for path in sorted(self._units))
+
+    def knows_below(self, folder: str) -> bool:
+        """Whether there are files below a folder."""
+        with self._lock:
+            if self._paths is None:
+                self._paths = sorted(self._units)
+            below = folder.rstrip("/") + "/"
+            place = bisect_left(self._paths, below)
+            return place < len(self._paths) and self._paths[place].startswith(below)
 
     def unit(self, path: str) -> UnitRecord | None:
         """The record of a file, None if it is not known."""
@@ -81,6 +92,8 @@ class Store:
         with self._lock:
             if self._units.get(record.path) == record:
                 return
+            if record.path not in self._units:
+                self._paths = None
             self._units[record.path] = record
             self._write(("unit", record.path), self._database.put("units", record), lazily=lazily)
 
@@ -88,6 +101,7 @@ class Store:
         """Forget a file. Its incidents and repairs stay."""
         with self._lock:
             if self._units.pop(path, None) is not None:
+                self._paths = None
                 self._write(("unit", path), self._database.remove("units", path))
 
     # -------------------------------------------------------------------------------------------------------------- incidents

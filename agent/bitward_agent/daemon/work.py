@@ -16,7 +16,7 @@ from threading import Lock
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
 from bitward_agent.daemon.facts import EventKind, UnitRecord
-from bitward_agent.daemon.jobs import Jobs
+from bitward_agent.daemon.jobs import Jobs, root_of
 from bitward_agent.daemon.pace import Stopped, TokenBucket
 from bitward_agent.daemon.pressure import Pressure
 from bitward_agent.daemon.quiet import QuietFiles
@@ -25,6 +25,7 @@ from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.watch import PathQueue, Watcher
 from bitward_agent.findings import Verdict
+from bitward_agent.units import is_ours
 
 WALK_SECONDS = 86_400.0
 TEND_SECONDS = 60.0
@@ -32,8 +33,12 @@ PRESSURE_SECONDS = 5.0
 WALK_DELAY_SECONDS = 1.0
 """How long a walk waits for more events: a folder that is moved in brings many."""
 
-LONGEST_WAIT_SECONDS = 5.0
-"""Waits are cut here, so that the watchdog is fed and pauses end in time."""
+LONGEST_WAIT_SECONDS = 30.0
+"""Waits are cut here, and more so for a watchdog that is to be fed."""
+
+PAUSED_WAIT_SECONDS = 5.0
+WALK_SHARE = 20
+"""A walk that took a second is not done again within twenty, however much happens to folders."""
 
 YIELD_SECONDS = 20.0
 """How long a scrub goes on before it makes room for files that wait."""
@@ -87,6 +92,7 @@ class Work:
         *,
         stop: Callable[[], bool],
         told: Callable[[str], None],
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """``stop`` is asked at least every second while something is done, and ``told`` is given each new status line."""
@@ -98,6 +104,8 @@ class Work:
         self._jobs = Jobs(store, accounts, self.pace, self._stop, clock_ns, told)
         self._pressure, self._quiet = Pressure(), QuietFiles()
         self._watcher = self._new_watcher()
+        self._longest_wait = min(LONGEST_WAIT_SECONDS, longest_wait_seconds)
+        self._walk_after = 0.0
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._changed: dict[str, None] = {}
         self._fresh: dict[str, None] = {}
@@ -180,7 +188,7 @@ class Work:
             self._look_at_pressure(now)
         self._take_events()
         if self._watcher.needs_walk() or self.queue.take_overflow():
-            self._walk_at = min(self._walk_at, now + WALK_DELAY_SECONDS)
+            self._walk_soon()
         self._current, self._interruptible = "", False
         try:
             if now >= self._walk_at:
@@ -239,8 +247,10 @@ class Work:
 
     def _wait(self, job: Job) -> None:
         now = self._clock_ns()
-        until = min([job.until_ns or now + int(LONGEST_WAIT_SECONDS * 1e9), *self._waiting.values()])
-        seconds = min(LONGEST_WAIT_SECONDS, max(0.0, (until - now) / 1e9))
+        longest = min(self._longest_wait, PAUSED_WAIT_SECONDS) if self.pause_reasons else self._longest_wait
+        longest = min(longest, max(0.0, self._walk_at - time.monotonic()))
+        until = min([job.until_ns or now + int(longest * 1e9), *self._waiting.values()])
+        seconds = min(longest, max(0.0, (until - now) / 1e9))
         if seconds > 0 and (path := self.queue.take(seconds)) is not None:
             self._hear(path)
 
@@ -260,10 +270,24 @@ class Work:
         """Something happened to a path: a file is looked at when its writer is done, below a folder everything may be new."""
         if not path:
             return
+        if is_ours(path):
+            self._hear_of_sidecar(path)
+            return
         if os.path.isdir(path) and not os.path.islink(path):
-            self._walk_at = min(self._walk_at, time.monotonic() + WALK_DELAY_SECONDS)
+            self._walk_soon()
             return
         self._waiting[path] = 0
+
+    def _hear_of_sidecar(self, path: str) -> None:
+        """Somebody protected a file by hand, perhaps: its sidecar is another one than that which is known."""
+        record = self._store.unit(path.removesuffix(".ward"))
+        if record is not None and record.sidecar == path and os.path.lexists(path) and root_of(path) != record.root:
+            self._changed[record.path] = None
+            if not record.root:
+                self._store.put_unit(replace(record, root=root_of(path)))
+
+    def _walk_soon(self) -> None:
+        self._walk_at = min(self._walk_at, max(time.monotonic() + WALK_DELAY_SECONDS, self._walk_after))
 
     def _look_at_waiting(self) -> None:
         """Ask of files that wait whether their writers are done. In turn, so that many of them do not hold up everything."""
@@ -281,6 +305,8 @@ class Work:
                 self._quiet.forget(path)
                 if record is not None:
                     self._vanished(record)
+                elif self._store.knows_below(path) and not os.path.lexists(path):
+                    self._walk_soon()  # a folder that was moved away takes its files along without a word
                 continue
             if record is not None and record.verdict not in _UNSETTLED and not found.is_changed_since(record):
                 del self._waiting[path]
@@ -298,9 +324,9 @@ class Work:
     def _vanished(self, record: UnitRecord) -> None:
         """A file is not there. If its whole watch is not, that is a missing mount, and the walk says so."""
         if os.path.lexists(record.watch):
-            self._jobs.gone(record)
+            self._jobs.gone(record, self.config)
         else:
-            self._walk_at = min(self._walk_at, time.monotonic() + WALK_DELAY_SECONDS)
+            self._walk_soon()
 
     def _arrived(self, found: Found) -> None:
         """A file whose writer is done: new, changed, or as it was."""
@@ -315,14 +341,12 @@ class Work:
                 seen_inode=found.inode,
                 sidecar=found.sidecar,
                 bytes=found.size,
+                root=root_of(found.sidecar) if found.has_sidecar else "",
             )
             self._store.put_unit(record, lazily=True)
             if not found.has_sidecar and watch is not None and watch.on_new is OnNew.REPORT:
                 self._jobs.report_new(record)
-            if found.has_sidecar:
-                self._changed[found.path] = None
-            else:
-                self._fresh[found.path] = None
+            self._fresh[found.path] = None
         elif found.is_changed_since(record) or record.verdict in _UNSETTLED:
             if record.retry_ns:  # it was written to: no reason to wait any longer
                 self._store.put_unit(replace(record, retry_ns=0), lazily=True)
@@ -333,7 +357,9 @@ class Work:
     def _reconcile(self) -> None:
         """Walk all watches and hold what is there against what is known."""
         self._told("looking through the watched folders")
+        began = time.monotonic()
         walks = [walk(watch, self._stop) for watch in self.config.watches]
+        self._walk_after = time.monotonic() + WALK_SHARE * (time.monotonic() - began)
         before = {watch.path: self._store.number(f"device:{watch.path}") for watch in self.config.watches}
         result = compare(walks, self._store.units(), before)
         for path, device in devices_of(walks, before).items():
@@ -343,13 +369,18 @@ class Work:
         for found in result.changed:
             self._waiting.setdefault(found.path, 0)
         for record in result.gone:
-            self._jobs.gone(record)
+            self._jobs.gone(record, self.config)
         for record in result.strays:
             self._store.remove_unit(record.path)
         self._tell_unreachable(frozenset(record.watch for record in result.unreachable))
-        for record in self._store.units():
-            if not record.root and record.path not in self._waiting:
-                self._fresh[record.path] = None
+        for found in (one for walked in walks for one in walked.found):
+            known = self._store.unit(found.path)
+            if known is None or known.root:
+                continue
+            if found.has_sidecar:
+                self._store.put_unit(replace(known, root=root_of(found.sidecar)))  # somebody protected it by hand
+            elif known.path not in self._waiting:
+                self._fresh[known.path] = None
 
     def _tell_unreachable(self, watches: frozenset[str]) -> None:
         for path in sorted(watches - self._unreachable):
