@@ -187,7 +187,8 @@ class VerifyReport:
 class Write:
     """One range that a repair wrote, or with ``--dry-run`` would write.
 
-    ``vouched`` is false only for what ``--best-effort`` writes: parity says so, but no digest does.
+    ``vouched`` is false only for what ``--best-effort`` writes: parity says so, but no digest does. ``before`` and ``after`` are digests of
+    the block's bytes (XXH3 leaves, in hexadecimal), so that a log of repairs can be held against copies.
     """
 
     tensor: str | None
@@ -197,6 +198,8 @@ class Write:
     source: str
     flip_count: int
     vouched: bool = True
+    before: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)

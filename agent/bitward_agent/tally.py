@@ -8,6 +8,7 @@ from bitward_agent.findings import Damage, Write
 from bitward_agent.fixes import Decision, Fix
 from bitward_agent.judge import DamageDescriber
 from bitward_agent.rewrite import Differences
+from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.spans import Role
 
 BATCH_BYTES = 32 << 20
@@ -50,4 +51,6 @@ def write_of(fix: Fix) -> Write:
     """A fix as the report tells it."""
     block = fix.block
     tensor = block.span.name if block.span.role is Role.TENSOR else None
-    return Write(tensor, block.index, block.offset, block.length, fix.source, fix.flip_count, fix.vouched)
+    leaf = leaf_function(LeafHash.XXH3)
+    before, after = (leaf(data.tobytes(), block.index, block.length).hex() for data in (fix.before, fix.after))
+    return Write(tensor, block.index, block.offset, block.length, fix.source, fix.flip_count, fix.vouched, before, after)

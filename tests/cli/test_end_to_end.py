@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 import checkpoints
 from bitward.sample import write_sample
@@ -295,3 +297,19 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
         assert done.code in (2, 3), command
         assert "Traceback" not in done.err
         assert done.document
+
+
+def test_a_repair_is_logged_with_digests_of_each_block_before_and_after(protected_sample: Path) -> None:
+    path = protected_sample
+    clean = path.read_bytes()
+    inject(path, "--flips", "3")
+    hurt = path.read_bytes()
+    assert bitward("repair", path).code == 0
+    (line,) = path.with_name(path.name + ".ward-log").read_text().splitlines()
+    writes = json.loads(line)["writes"]
+    assert 1 <= len(writes) <= 3
+    for write in writes:
+        low, high = write["offset"], write["offset"] + write["length"]
+        seed = (write["block"] << 32) + write["length"]
+        digests = [xxhash.xxh3_128_hexdigest(data[low:high], seed) for data in (hurt, clean)]
+        assert [write["before"], write["after"]] == digests
