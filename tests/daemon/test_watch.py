@@ -208,6 +208,7 @@ watcher.stop()
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", script, sys.executable, code],
         capture_output=True,
+        check=False,
         text=True,
         timeout=HANG_LIMIT_SECONDS,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
