@@ -19,6 +19,7 @@ class UnitRecord:
     in reports. ``verdict`` is None until the file was verified whole for the first time. ``scrub_position_bytes`` is how far an
     unfinished scrub has come; ``suspect`` that it met a block that differs. ``seen_mtime_ns``, ``seen_size`` and ``seen_inode`` are those
     of the file when it was last looked at. ``failures`` counts attempts in a row that came to nothing; until ``retry_ns`` there is none.
+    ``damaged_blocks`` are left after the last healing.
     """
 
     path: str
@@ -37,6 +38,7 @@ class UnitRecord:
     failures: int = 0
     retry_ns: int = 0
     suspect: bool = False
+    damaged_blocks: int = 0
 
 
 class IncidentKind(StrEnum):
@@ -55,9 +57,9 @@ class Incident:
     """Something a person should know, told once.
 
     ``fault`` is what makes two sightings the same incident, beside ``path`` and ``kind``: tensor and block of the first damage, say. ``id``
-    is 0 until the store has given one; ``seen_count`` counts sightings. ``closed_ns`` is 0 while the incident is open; ``outcome`` says
-    how it ended (healed, reverted, accepted, gone …). ``block`` and ``offset`` are -1 where they make no sense, ``flip_count`` 0 where
-    unknown.
+    is 0 until the store has given one; ``seen_count`` counts sightings. ``closed_ns`` is 0 while the incident is open; ``outcome`` says how
+    it ended (healed, reverted, accepted, gone …), ``alerted`` whether somebody was told. ``block`` and ``offset`` are -1 where they make no
+    sense, ``flip_count`` 0 where unknown.
     """
 
     path: str
@@ -75,6 +77,7 @@ class Incident:
     seen_count: int = 1
     closed_ns: int = 0
     outcome: str = ""
+    alerted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bitward.report.style import Style
 from bitward_agent.findings import ExitCode, ProgressSink
+
+if TYPE_CHECKING:
+    from bitward.agent_reports import Answer
 
 
 class Report(Protocol):
@@ -64,6 +67,16 @@ class View:
         except OSError as error:
             self._failed = True
             sys.stderr.write(f"bitward: the report could not be written: {error.strerror or error}\n")
+
+    def finish_answer(self, answer: Answer, lines: Callable[[Answer, Style], Iterable[str]]) -> int:
+        """As ``finish``, for a document that came from the agent."""
+        if self.as_json:
+            from bitward.report.document import document
+
+            self.write([document(answer.document)])
+        elif not self.quiet:
+            self.write(lines(answer, self.style()))
+        return ExitCode.worst([answer.exit_code, ExitCode.CANNOT_TELL]) if self._failed else answer.exit_code
 
     def finish(self, report: R, lines: Callable[[R, Style], Iterable[str]]) -> int:
         """Print the report as asked for and return the exit code."""
