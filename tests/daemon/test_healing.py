@@ -49,9 +49,7 @@ def scrub(path: Path) -> FileVerification:
 
 
 def healed(path: Path, found: FileVerification | None = None, watch: WatchConfig | None = None, disk: Disk | None = None) -> Healing:
-    return heal(
-        found or scrub(path), f"{path}.ward", watch or watch_of(path.parent), NOW, pace=UNPACED, stop=never, disk=disk or Disk()
-    )
+    return heal(found or scrub(path), f"{path}.ward", watch or watch_of(path.parent), NOW, pace=UNPACED, stop=never, disk=disk or Disk())
 
 
 def verdict(kind: Verdict, message: str = "", *, modified: bool = False, sidecar: SidecarState = SidecarState.INTACT) -> FileVerification:
