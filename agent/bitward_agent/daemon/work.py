@@ -15,11 +15,11 @@ from itertools import islice
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
 from bitward_agent.daemon.facts import EventKind, UnitRecord
-from bitward_agent.daemon.jobs import Jobs, root_of
+from bitward_agent.daemon.jobs import Jobs, found_now, root_of
 from bitward_agent.daemon.pace import Stopped, TokenBucket
 from bitward_agent.daemon.pressure import Pressure
 from bitward_agent.daemon.quiet import QuietFiles
-from bitward_agent.daemon.reconcile import Found, compare, devices_of, look, walk
+from bitward_agent.daemon.reconcile import Found, compare, devices_of, is_in_hub_cache, walk
 from bitward_agent.daemon.requests import Requests
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
@@ -245,6 +245,10 @@ class Work:
         if os.path.isdir(path) and not os.path.islink(path):
             self._walk_soon()
             return
+        if is_in_hub_cache(path):
+            self._walk_soon()  # only a walk knows which links lead to a new blob
+            if self._store.unit(path) is None:
+                return
         self._waiting[path] = 0
 
     def _hear_of_sidecar(self, path: str) -> None:
@@ -267,8 +271,8 @@ class Work:
             if self._stop():
                 raise Stopped
             watch = self.config.watch_of(path)
-            found = look(watch, path) if watch is not None else None
             record = self._store.unit(path)
+            found = found_now(watch, path, record) if watch is not None else None
             if found is None or watch is None:
                 del self._waiting[path]
                 self._quiet.forget(path)
