@@ -75,6 +75,7 @@ class Work:
         self._watcher = self._new_watcher()
         self._longest_wait = min(LONGEST_WAIT_SECONDS, longest_wait_seconds)
         self._walk_after = 0.0
+        self._blobs: dict[str, Found] = {}
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._changed: dict[str, None] = {}
         self._fresh: dict[str, None] = {}
@@ -272,7 +273,7 @@ class Work:
                 raise Stopped
             watch = self.config.watch_of(path)
             record = self._store.unit(path)
-            found = found_now(watch, path, record) if watch is not None else None
+            found = (self._blobs.get(path) or found_now(watch, path, record)) if watch is not None else None
             if found is None or watch is None:
                 del self._waiting[path]
                 self._quiet.forget(path)
@@ -288,6 +289,7 @@ class Work:
             if stillness.is_gone or stillness.is_quiet:
                 del self._waiting[path]
                 self._quiet.forget(path)
+                self._blobs.pop(path, None)
                 if stillness.is_quiet:
                     self._arrived(found)
             else:
@@ -337,6 +339,7 @@ class Work:
         result = compare(walks, self._store.units(), before)
         for path, device in devices_of(walks, before).items():
             self._store.keep_number(f"device:{path}", device)
+        self._blobs = {found.path: found for found in result.new if is_in_hub_cache(found.path)}
         for found in result.new:
             self._waiting.setdefault(found.path, 0)
         for found in result.changed:
