@@ -10,11 +10,14 @@ from pathlib import Path
 
 PACKAGES = {"bitward", "bitward_agent", "bitward_formats"}
 KERNEL = "bitward_formats/native/libbitward_kernel.so"
+UNITS = ("bitward-agent.service", "bitward-heal@.service", "bitward.sysusers.conf", "agent.toml", "user/bitward-agent.service")
+"""Of ``systemd/``: what an installed `bitward agent install` cannot do without."""
 SDIST_ONLY = (
     "formats/SPEC.md",
     "formats/vectors/",
     "formats/bitward_formats/native/kernel.c",
     "hatch_build.py",
+    "systemd/bitward-agent.service",
     "tests/conftest.py",
     "pyproject.toml",
     "README.md",
@@ -44,6 +47,7 @@ def wheel_faults(path: Path) -> list[str]:
         faults.append(f"wheel: top level is {sorted(tops)}")
     faults += [f"wheel: {package}/py.typed is missing" for package in sorted(PACKAGES) if f"{package}/py.typed" not in names]
     faults += [f"wheel: {name} does not belong there" for name in names if name.endswith((".ward", ".safetensors", "SPEC.md", ".pyc"))]
+    faults += [f"wheel: bitward/systemd/{unit} is missing" for unit in UNITS if f"bitward/systemd/{unit}" not in names]
     if (KERNEL in names) == path.name.endswith("-none-any.whl"):
         faults.append(f"wheel: the name {path.name} does not tell whether the native kernel is inside")
     if os.environ.get("BITWARD_NATIVE") == "require" and KERNEL not in names:

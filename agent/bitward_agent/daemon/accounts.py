@@ -34,6 +34,7 @@ class Accounts:
     def __init__(self, store: Store, log: Log, alert_command: tuple[str, ...], clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._store, self._log, self._clock_ns = store, log, clock_ns
         self._alerts = self._alerts_of(alert_command)
+        self._told: set[int] = set()
 
     def _alerts_of(self, command: tuple[str, ...]) -> Alerts:
         return Alerts(
@@ -89,9 +90,10 @@ class Accounts:
 
     def incident(self, incident: Incident, *, alert: bool = True) -> Incident:
         """Open an incident or count it as seen again. Told of only when it is new, and with ``alert`` to the command too."""
-        kept, is_new = self._store.open_incident(incident)
+        kept, _ = self._store.open_incident(incident)
         if alert and not kept.alerted:
-            if is_new:
+            if kept.id not in self._told:
+                self._told.add(kept.id)
                 self._tell(kept)
             self._alerts.send(kept)
         return kept
@@ -112,6 +114,7 @@ class Accounts:
         """Close incidents, each with its outcome."""
         for incident, outcome in ended:
             self._store.close_incident(incident.id, outcome, self._clock_ns())
+            self._told.discard(incident.id)
             self.event(EventKind.INCIDENT_CLOSED, incident.path, f"{incident.kind.value}: {outcome}", incident=incident.id, outcome=outcome)
 
     def catch_up(self) -> None:

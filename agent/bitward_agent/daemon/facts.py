@@ -122,6 +122,7 @@ class EventKind(StrEnum):
     DAMAGE_FOUND = "damage-found"
     HEALED = "healed"
     NOT_HEALED = "not-healed"
+    HANDED_OVER = "handed-over"
     CHANGED = "changed"
     GONE = "gone"
     UNVERIFIABLE = "unverifiable"

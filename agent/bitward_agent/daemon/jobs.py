@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitward_agent.daemon.accounts import Accounts
-from bitward_agent.daemon.config import AgentConfig, OnChange, OnDamage, OnNew, WatchConfig
+from bitward_agent.daemon.config import AgentConfig, OnChange, OnNew, WatchConfig
+from bitward_agent.daemon.extents import place_of_repair
 from bitward_agent.daemon.facts import EventKind, Incident, IncidentKind, RepairRecord, UnitRecord
+from bitward_agent.daemon.handover import hand_over, heal_unit
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
@@ -160,7 +162,7 @@ class Jobs:
         if verdict.verdict is Verdict.INTACT:
             self._store.put_unit(seen, lazily=record.verdict is Verdict.INTACT)
             self._accounts.event(EventKind.VERIFIED, record.path, "intact", bytes=verdict.bytes, root=verdict.root)
-            if verdict.sidecar.state is SidecarState.DAMAGED and watch.on_damage is OnDamage.HEAL:
+            if action_for(verdict, watch.on_damage, watch.on_change, is_sealed=is_sealed(found.sidecar)) is Action.HEAL:
                 self._heal(seen, found, watch, verdict)
             return
         action = action_for(verdict, watch.on_damage, watch.on_change, is_sealed=is_sealed(found.sidecar))
@@ -198,6 +200,12 @@ class Jobs:
             done = heal(verdict, found.sidecar, watch, now, pace=self._pace, stop=self._stop)
         except (BitwardError, FormatError, OSError) as error:
             done = Healing(record.path, verdict.verdict, str(error), remaining=verdict.damaged_blocks, refused=True)
+        if done.refused and not record.failures:  # once: if the file is still damaged when it is looked at again, somebody is told
+            told = hand_over(record.path)
+            if not told:
+                self._handed_over(record, verdict, now)
+                return
+            done = replace(done, message=f"{done.message}; {told}")
         after = look(watch, record.path) or found
         healed = _seen(record, after, verdict, self._clock_ns())
         healed = replace(healed, verdict=done.verdict, message=done.message[:1000], damaged_blocks=done.remaining)
@@ -214,6 +222,15 @@ class Jobs:
             if incident is not None:
                 self._accounts.incident(replace(incident, message=_escalation(incident, done)))
         self._suspect_hardware()
+
+    def _handed_over(self, record: UnitRecord, verdict: FileVerification, now: int) -> None:
+        """Another process heals the file. What was intended stays so, and is accounted for when the file is found whole."""
+        self._accounts.event(EventKind.HANDED_OVER, record.path, f"may not be written here; {heal_unit(record.path)} was started")
+        damaged = replace(record, verdict=verdict.verdict, damaged_blocks=verdict.damaged_blocks, suspect=True, scrub_position_bytes=0)
+        self._store.put_unit(after_failure(damaged, now, "handed over for healing"))
+        incident = incident_of(verdict, now, self._store.incidents(open_only=True, path=record.path))
+        if incident is not None:
+            self._accounts.incident(incident, alert=False)
 
     def _tell_repair(self, repair: RepairRecord) -> None:
         self._accounts.event(
@@ -242,7 +259,7 @@ class Jobs:
     def _suspect_hardware(self) -> None:
         now = self._clock_ns()
         recent = self._store.repairs(since_ns=now - SUSPECT_WINDOW_NS, limit=SUSPECT_REPAIRS)
-        for incident in hardware_suspects(recent, now):
+        for incident in hardware_suspects(recent, now, place_of_repair):
             self._accounts.incident(incident)
 
     # ------------------------------------------------------------------------------------------------------------- gone, failed

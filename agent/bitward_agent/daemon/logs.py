@@ -37,6 +37,7 @@ MESSAGE_IDS: dict[EventKind, str] = {
     EventKind.DAMAGE_FOUND: "9f37fd3db9ce4fc9ad248b5ba78b92f7",
     EventKind.HEALED: "f77a53586e854f30a8729f6bf777c989",
     EventKind.NOT_HEALED: "ed3a6543c7894b14bd6bec7a4f9bc7c6",
+    EventKind.HANDED_OVER: "db2140e4105f4730aeb37a42403cdf65",
     EventKind.CHANGED: "81c99d5508e04db68a4f29225fee0d9b",
     EventKind.GONE: "7f08f8659cc14e19934026fc80ff66f2",
     EventKind.UNVERIFIABLE: "e181f17f1580423fbaf7b9f3a0bed87a",
@@ -67,6 +68,7 @@ _PRIORITIES: dict[EventKind, int] = {
     EventKind.CHANGED: _NOTICE,
     EventKind.HEALED: _NOTICE,
     EventKind.REPORTED_NEW: _NOTICE,
+    EventKind.HANDED_OVER: _NOTICE,
 }
 _WORDS = {_ERROR: "error", _WARNING: "warning", _NOTICE: "notice", _INFO: "info"}
 

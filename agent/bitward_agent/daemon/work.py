@@ -24,6 +24,7 @@ from bitward_agent.daemon.reconcile import Found, compare, devices_of, look, wal
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.watch import PathQueue, Watcher
+from bitward_agent.findings import Verdict
 from bitward_agent.units import is_ours
 
 WALK_SECONDS = 86_400.0
@@ -45,6 +46,9 @@ YIELD_SECONDS = 20.0
 LOOKS_AT_ONCE = 256
 BATCH = 64
 REQUESTS_LIMIT = 1000
+
+_UNSETTLED = (None, Verdict.DAMAGED)
+"""What is damaged is looked at again after any write, though size and time be as they were: somebody may have put it right."""
 
 
 class Requests:
@@ -304,7 +308,7 @@ class Work:
                 elif self._store.knows_below(path) and not os.path.lexists(path):
                     self._walk_soon()  # a folder that was moved away takes its files along without a word
                 continue
-            if record is not None and record.verdict is not None and not found.is_changed_since(record):
+            if record is not None and record.verdict not in _UNSETTLED and not found.is_changed_since(record):
                 del self._waiting[path]
                 continue
             stillness = self._quiet.look(path, now, expectations)
@@ -343,7 +347,9 @@ class Work:
             if not found.has_sidecar and watch is not None and watch.on_new is OnNew.REPORT:
                 self._jobs.report_new(record)
             self._fresh[found.path] = None
-        elif found.is_changed_since(record) or record.verdict is None:
+        elif found.is_changed_since(record) or record.verdict in _UNSETTLED:
+            if record.retry_ns:  # it was written to: no reason to wait any longer
+                self._store.put_unit(replace(record, retry_ns=0), lazily=True)
             self._changed[found.path] = None
 
     # ------------------------------------------------------------------------------------------------------------------- walk
