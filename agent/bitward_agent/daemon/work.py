@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from threading import Lock
 
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
@@ -21,6 +20,7 @@ from bitward_agent.daemon.pace import Stopped, TokenBucket
 from bitward_agent.daemon.pressure import Pressure
 from bitward_agent.daemon.quiet import QuietFiles
 from bitward_agent.daemon.reconcile import Found, compare, devices_of, look, walk
+from bitward_agent.daemon.requests import Requests
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.watch import PathQueue, Watcher
@@ -45,40 +45,9 @@ YIELD_SECONDS = 20.0
 
 LOOKS_AT_ONCE = 256
 BATCH = 64
-REQUESTS_LIMIT = 1000
 
 _UNSETTLED = (None, Verdict.DAMAGED)
 """What is damaged is looked at again after any write, though size and time be as they were: somebody may have put it right."""
-
-
-class Requests:
-    """What others want of the loop: scrubs now, and to look up from waiting."""
-
-    def __init__(self, queue: PathQueue) -> None:
-        self._queue = queue
-        self._lock = Lock()
-        self._scrubs: deque[str] = deque()
-
-    def scrub(self, paths: list[str]) -> int:
-        """Scrub these now; returns how many were taken."""
-        with self._lock:
-            taken = [path for path in paths if path not in self._scrubs][: REQUESTS_LIMIT - len(self._scrubs)]
-            self._scrubs.extend(taken)
-        self.wake()
-        return len(taken)
-
-    def scrubs(self) -> tuple[str, ...]:
-        with self._lock:
-            return tuple(self._scrubs)
-
-    def done(self, path: str) -> None:
-        with self._lock:
-            if path in self._scrubs:
-                self._scrubs.remove(path)
-
-    def wake(self) -> None:
-        """End a wait. An empty path stands for nothing."""
-        self._queue.put("")
 
 
 class Work:
