@@ -103,7 +103,7 @@ def configured(tmp_path: Path, on_damage: str = "heal") -> Path:
 @pytest.fixture
 def damaged(tmp_path: Path, minilm: Path) -> Path:
     (path,) = write_slices(tmp_path / "models", minilm, 1)
-    assert bitward("protect", "--quiet", "--sidecar-dir", tmp_path / "wards", path).code == 0
+    assert bitward("protect", "--quiet", "--sidecar-dir", tmp_path / "wards", path.parent).code == 0
     flip(path, 70_000, 6)
     return path
 

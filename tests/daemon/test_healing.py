@@ -18,6 +18,7 @@ from bitward_agent.daemon.pace import UNPACED, Stopped, never
 from bitward_agent.daemon.scrub import scrub_file
 from bitward_agent.findings import FileVerification, SidecarReport, SidecarState, Verdict
 from bitward_agent.io import Disk, journal_path
+from bitward_agent.medium import UncachedReader
 from bitward_agent.verify import MOVES_TOLD, REPAIR_PENDING_TOLD
 from daemon.weights import flip, protect, verify, watch_of, write_weights
 from faulty_disks import Death, DyingDisk
@@ -49,9 +50,7 @@ def scrub(path: Path) -> FileVerification:
 
 
 def healed(path: Path, found: FileVerification | None = None, watch: WatchConfig | None = None, disk: Disk | None = None) -> Healing:
-    return heal(
-        found or scrub(path), f"{path}.ward", watch or watch_of(path.parent), NOW, pace=UNPACED, stop=never, disk=disk or Disk()
-    )
+    return heal(found or scrub(path), f"{path}.ward", watch or watch_of(path.parent), NOW, pace=UNPACED, stop=never, disk=disk or Disk())
 
 
 def verdict(kind: Verdict, message: str = "", *, modified: bool = False, sidecar: SidecarState = SidecarState.INTACT) -> FileVerification:
@@ -164,7 +163,9 @@ def test_sidecar_is_healed(model: Path) -> None:
     assert ward.read_bytes() == right
 
 
-def test_sources_in_their_order(model: Path, tmp_path: Path) -> None:
+def test_sources_in_their_order(tmp_path: Path) -> None:
+    model = write_weights(Path(os.path.realpath(tmp_path)) / "model.safetensors", kilobytes=400)
+    protect(model)
     right = model.read_bytes()
     second = tmp_path / "second"
     second.mkdir()
@@ -172,7 +173,7 @@ def test_sources_in_their_order(model: Path, tmp_path: Path) -> None:
     state = model.stat()
     with model.open("r+b") as file:
         file.seek(4096)
-        file.write(bytes(1_900_000))
+        file.write(bytes(380_000))
     os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns))
     without = healed(model)
     assert (without.verdict, without.remaining > 0) == (Verdict.DAMAGED, True)
@@ -284,4 +285,30 @@ def test_wrong_disk_beneath_right_memory_is_rewritten(loop: LoopExt4) -> None:
     assert model.stat().st_mtime_ns == before.st_mtime_ns
     drop_from_cache(model)
     assert model.read_bytes() == right
+    assert scrub(model).verdict is Verdict.INTACT
+
+
+def test_bad_sector_beneath_right_memory_is_rewritten(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads around the cache do not go through ``Disk``, so the sector that cannot be read is put beneath them here."""
+    right, bad, read = model.read_bytes(), [1_500_000], UncachedReader.read
+
+    def failing(reader: UncachedReader, offset: int, length: int) -> bytes | None:
+        return None if any(offset <= one < offset + length for one in bad) else read(reader, offset, length)
+
+    class Remapping(Disk):
+        def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+            bad[:] = [one for one in bad if not offset <= one < offset + len(data)]
+            return super().write(fd, data, offset)
+
+    monkeypatch.setattr(UncachedReader, "read", failing)
+    found = scrub(model)
+    assert [(one.medium, one.unreadable, one.repairable) for one in found.damage] == [("disk", True, True)]
+    done = healed(model, found, disk=Remapping())
+    assert (done.verdict, [one.source for one in done.repairs]) == (Verdict.INTACT, ["memory"])
+    assert model.read_bytes() == right
+    assert scrub(model).verdict is Verdict.INTACT
+
+
+def test_no_reads_around_the_cache_are_no_damage(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UncachedReader, "read", lambda *_: None)
     assert scrub(model).verdict is Verdict.INTACT

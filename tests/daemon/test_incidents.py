@@ -100,7 +100,9 @@ def test_verdicts_end_incidents() -> None:
     assert missing_incident("/m/x", NOW, "gone").kind is IncidentKind.MISSING
 
 
-def repair(path: str = "/m/a", cell: int = 100, at_ns: int = NOW, medium: str = "disk", offset: int = 0, device: int = 0x801) -> RepairRecord:
+def repair(
+    path: str = "/m/a", cell: int = 100, at_ns: int = NOW, medium: str = "disk", offset: int = 0, device: int = 0x801
+) -> RepairRecord:
     return RepairRecord(at_ns, path, "w", 0, offset, 65536, "parity", medium, 1, cell, device)
 
 

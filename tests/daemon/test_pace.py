@@ -1,4 +1,4 @@
-"""The token bucket on a clock of the test's own: the rate holds within 5 %, whatever the size of a read and however late the sleeper wakes."""
+"""The token bucket on a clock of the test's own: the rate holds within 5 %, whatever a read's size, however late the sleeper wakes."""
 
 from __future__ import annotations
 

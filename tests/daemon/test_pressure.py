@@ -128,5 +128,7 @@ thread.start(); thread.join()
 assert told == [(), os.SCHED_IDLE], told
 assert os.sched_getscheduler(0) == os.SCHED_OTHER
 """
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

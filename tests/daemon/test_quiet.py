@@ -128,6 +128,17 @@ def test_any_change_begins_anew(model: Path, change: str) -> None:
     assert files.look(str(model), NOW + 4 * SECOND).is_quiet
 
 
+def test_one_look_at_all_processes_serves_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr("bitward_agent.daemon.quiet.all_writers", lambda proc: looks.append(proc) or {})
+    files, paths = QuietFiles(), [tmp_path / str(index) for index in range(1000)]
+    for path in paths:
+        path.touch()
+        files.look(str(path), NOW)
+    assert all(files.look(str(path), NOW + 2 * SECOND + index).is_quiet for index, path in enumerate(paths))
+    assert len(looks) == 1
+
+
 def test_gone(model: Path) -> None:
     files = QuietFiles()
     files.look(str(model), NOW)

@@ -344,3 +344,25 @@ def test_without_an_agent_its_commands_say_so(agent: Agent) -> None:
         code, document = agent.ask(*words)
         assert code == 3
         assert "no agent runs there" in document["error"]
+
+
+def test_a_blob_of_a_hub_cache_stays_known_when_it_is_scrubbed(agent: Agent) -> None:
+    repository = agent.models / "models--org--name"
+    blob = repository / "blobs" / ("ab" * 32)
+    blob.parent.mkdir(parents=True)
+    data = os.urandom(100_000)
+    blob = blob.with_name(hashlib.sha256(data).hexdigest())
+    blob.write_bytes(data)
+    os.utime(blob, (1, 1))
+    snapshot = repository / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.bin").symlink_to(blob)
+    agent.start()
+    (event,) = agent.wait_for_event("protected", blob)
+    assert event["origin"] == "trusted"
+    flip(blob, seed=3)
+    agent.ask("scrub", str(agent.models))
+    agent.wait_for_event("healed", blob)
+    assert blob.read_bytes() == data
+    assert [one["event"] for one in agent.log()].count("gone") == 0
+    assert [unit["path"] for unit in agent.ask("status")[1]["units"]] == [str(blob)]

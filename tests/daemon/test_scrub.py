@@ -38,7 +38,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopExt4]:
         yield mounted
 
 
-def scrub(path: Path, start: ScrubPosition | None = None, stop_after: int | None = None, **named: object) -> ScrubProgress | FileVerification:
+def scrub(
+    path: Path, start: ScrubPosition | None = None, stop_after: int | None = None, **named: object
+) -> ScrubProgress | FileVerification:
     """Scrub at full speed; ``stop_after``: that many chunks are read first."""
     told = []
 
@@ -49,7 +51,13 @@ def scrub(path: Path, start: ScrubPosition | None = None, stop_after: int | None
         told.append((at, total))
 
     return scrub_file(
-        str(path), f"{path}.ward", start or ScrubPosition(), pace=UNPACED, stop=stop, tell=tell, **named  # type: ignore[arg-type]
+        str(path),
+        f"{path}.ward",
+        start or ScrubPosition(),
+        pace=UNPACED,
+        stop=stop,
+        tell=tell,
+        **named,  # type: ignore[arg-type]
     )
 
 
@@ -119,16 +127,22 @@ def test_damage_is_what_verify_says(model: Path) -> None:
 
 def test_damage_survives_a_stop(model: Path) -> None:
     flip(model, (3 << 20, 6))
-    found = scrub(model, stop_after=3)  # the fourth chunk differs, and verifying is stopped at its first read
-    asked = iter([False] * 12)
-    found = scrub_file(str(model), f"{model}.ward", found.at, pace=UNPACED, stop=lambda: next(asked, True))  # type: ignore[union-attr]
-    assert isinstance(found, ScrubProgress)
-    while not found.at.suspect:
-        asked = iter([False] * 14)
-        found = scrub_file(str(model), f"{model}.ward", found.at, pace=UNPACED, stop=lambda: next(asked, True))
-        assert isinstance(found, ScrubProgress)
+    found = scrub_until_read(model, ScrubPosition(), 12)
+    for reads in range(13, 60):
+        if found.at.suspect:
+            break
+        found = scrub_until_read(model, found.at, reads)
+    assert found.at.suspect  # it differed, and verifying was stopped
     assert found.at.position_bytes <= 3 << 20
     assert verdict_of(scrub(model, found.at)).damage[0].flip_count == 1
+
+
+def scrub_until_read(path: Path, start: ScrubPosition, reads: int) -> ScrubProgress:
+    """Stopped before a read, of file or sidecar, after so many."""
+    asked = iter([False] * reads)
+    found = scrub_file(str(path), f"{path}.ward", start, pace=UNPACED, stop=lambda: next(asked, True))
+    assert isinstance(found, ScrubProgress)
+    return found
 
 
 def test_what_differs_once_only_is_told(model: Path) -> None:

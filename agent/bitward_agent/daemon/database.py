@@ -12,12 +12,11 @@ import os
 import sqlite3
 import time
 from dataclasses import fields
-from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from bitward_agent.daemon.facts import Event, EventKind, Expectation, Incident, IncidentKind, RepairRecord, UnitRecord
+from bitward_agent.daemon.facts import Event, Expectation, Incident, RepairRecord, UnitRecord
+from bitward_agent.daemon.rows import RowError, from_sql, to_sql, value_of
 from bitward_agent.errors import BusyError, WriteError
-from bitward_agent.findings import Verdict
 
 APPLICATION_ID = 0x42574147
 """``BWAG``: what ``file`` and SQLite call an application's own kind of database."""
@@ -175,30 +174,30 @@ class Database:
         names = [field.name for field in fields(_TABLES[table])]
         marks = ", ".join("?" * len(names))
         sql = f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names are our own
-        return Statement(sql, tuple(_to_sql(getattr(row, name)) for name in names), row)
+        return Statement(sql, tuple(to_sql(getattr(row, name)) for name in names), row)
 
     def add(self, table: str, number: int, row: object) -> Statement:
         """The row of a value that has a number instead of a key."""
         names = ["number", *(field.name for field in fields(_TABLES[table]))]
         marks = ", ".join("?" * len(names))
         sql = f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names are our own
-        return Statement(sql, (number, *(_to_sql(getattr(row, name)) for name in names[1:])), row)
+        return Statement(sql, (number, *(to_sql(getattr(row, name)) for name in names[1:])), row)
 
     def remove(self, table: str, key: str) -> Statement:
         """Nothing in place of a row."""
-        return Statement(f"DELETE FROM {table} WHERE {_KEYS[table]} = ?", (_to_sql(key),))  # noqa: S608 - names are our own
+        return Statement(f"DELETE FROM {table} WHERE {_KEYS[table]} = ?", (to_sql(key),))  # noqa: S608 - names are our own
 
     def setting(self, name: str, value: int) -> Statement:
         """A number under a name."""
-        return Statement("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (_to_sql(name), _to_sql(value)))
+        return Statement("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (to_sql(name), to_sql(value)))
 
     def intent(self, path: str, repairs: tuple[RepairRecord, ...]) -> Statement:
         """What is about to be repaired in a file; nothing takes it away."""
         if not repairs:
-            return Statement("DELETE FROM intents WHERE path = ?", (_to_sql(path),))
+            return Statement("DELETE FROM intents WHERE path = ?", (to_sql(path),))
         names = [field.name for field in fields(RepairRecord)]
         rows = json.dumps([[getattr(repair, name) for name in names] for repair in repairs])
-        return Statement("INSERT OR REPLACE INTO intents (path, repairs) VALUES (?, ?)", (_to_sql(path), rows))
+        return Statement("INSERT OR REPLACE INTO intents (path, repairs) VALUES (?, ?)", (to_sql(path), rows))
 
     def write(self, statements: list[Statement]) -> None:
         """All of them or none, on the disk when this returns.
@@ -236,7 +235,7 @@ class Database:
         return Memory(
             self._values(UnitRecord, "", ()),
             self._values(Incident, "WHERE closed_ns = 0", ()),
-            tuple((str(_from_sql("str", name)), value) for name, value in settings),
+            tuple((str(from_sql("str", name)), value) for name, value in settings),
             self._values(Expectation, "", ()),
             self._intents(),
             self._last("incidents", "id"),
@@ -249,10 +248,10 @@ class Database:
         found: list[tuple[str, tuple[RepairRecord, ...]]] = []
         for path, rows in self._select("SELECT path, repairs FROM intents", ()):
             try:
-                repairs = tuple(_value(RepairRecord, names, tuple(row)) for row in json.loads(rows))
-            except (ValueError, TypeError) as error:
+                repairs = tuple(value_of(RepairRecord, names, tuple(row)) for row in json.loads(rows))
+            except (ValueError, TypeError, RowError) as error:
                 raise Trouble(f"an intended repair makes no sense: {error}", corrupt=True) from error
-            found.append((str(_from_sql("str", path)), repairs))
+            found.append((str(from_sql("str", path)), repairs))
         return tuple(found)
 
     def newest(self, kind: type[R], limit: int, *, path: str | None = None, since_ns: int = 0) -> tuple[R, ...]:
@@ -262,7 +261,7 @@ class Database:
         values: list[object] = []
         if path is not None:
             wheres.append("path = ?")
-            values.append(_to_sql(path))
+            values.append(to_sql(path))
         if since_ns:
             wheres.append("at_ns >= ?")
             values.append(since_ns)
@@ -304,60 +303,16 @@ class Database:
         table = next(name for name, one in _TABLES.items() if one is kind)
         names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a frozen dataclass
         rows = self._select(f"SELECT {', '.join(names)} FROM {table} {rest}", values)  # noqa: S608 - names are our own
-        return tuple(_value(kind, names, row) for row in rows)
+        try:
+            return tuple(value_of(kind, names, row) for row in rows)
+        except RowError as error:
+            raise Trouble(str(error), corrupt=True) from error
 
     def _select(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         try:
             return self._usable().execute(sql, values).fetchall()
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _trouble(error) from error
-
-
-_ENUMS: dict[str, type[Enum]] = {"Verdict | None": Verdict, "IncidentKind": IncidentKind, "EventKind": EventKind}
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "int": (int,),
-    "bool": (bool,),
-}
-
-
-def _value(kind: type[R], names: list[str], row: tuple[Any, ...]) -> R:
-    annotations = kind.__annotations__
-    try:
-        return kind(*(_from_sql(annotations[name], found) for name, found in zip(names, row, strict=True)))
-    except (ValueError, TypeError) as error:
-        raise Trouble(f"a row of {kind.__name__} makes no sense: {error}", corrupt=True) from error
-
-
-def _to_sql(value: object) -> object:
-    """Text that is no Unicode (names of files, of tensors) is kept as bytes."""
-    if isinstance(value, tuple):
-        return json.dumps(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, int):
-        return max(-1 << 63, min(int(value), (1 << 63) - 1))  # SQLite has no larger ones
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-8", "surrogatepass")
-    return value
-
-
-def _from_sql(annotation: str, found: object) -> object:
-    value = found.decode("utf-8", "surrogatepass") if isinstance(found, bytes) else found
-    if annotation in _ENUMS:
-        return None if value is None and "None" in annotation else _ENUMS[annotation](value)
-    if annotation == "bool":
-        return bool(value)
-    if annotation in _TYPES:
-        if not isinstance(value, _TYPES[annotation]):
-            raise ValueError(f"{type(value).__name__} for {annotation}")
-        return value
-    pairs = json.loads(str(value))
-    return tuple((str(name), str(text)) for name, text in pairs)
 
 
 def _code(error: BaseException) -> int:

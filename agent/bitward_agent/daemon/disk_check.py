@@ -28,6 +28,7 @@ class DiskComparison:
         self._reader = UncachedReader(file.fd)
         self._sidecar = sidecar
         self._leaf = leaf_function(sidecar.superblock.leaf_hash)
+        self._has_read = False
         self.bad_blocks: list[int] = []
 
     def close(self) -> None:
@@ -37,14 +38,15 @@ class DiskComparison:
     def compare(self, view: memoryview, start: int) -> bool:
         """Whether the disk holds what ``view`` does, read from ``start`` and right by its leaves. ``True`` where that cannot be told."""
         on_disk = self._reader.read(start, len(view))
-        if on_disk is None or on_disk == view:
+        self._has_read |= on_disk is not None
+        if on_disk == bytes(view) or not self._has_read:  # nothing read so far: this file system has no uncached reads
             return True
         table = self._sidecar.plan.table
         at, end, count = start, start + len(view), len(self.bad_blocks)
         while at < end:
             block = table.at_offset(at)
-            data = on_disk[block.offset - start : block.end - start]
-            if self._leaf(data, block.index, block.length) != self._sidecar.leaf(block.number):
+            data = on_disk[block.offset - start : block.end - start] if on_disk else self._reader.read(block.offset, block.length)
+            if data is None or self._leaf(data, block.index, block.length) != self._sidecar.leaf(block.number):
                 self.bad_blocks.append(block.number)
             at = block.end
         return len(self.bad_blocks) == count
@@ -64,10 +66,10 @@ def describe_disk_damage(pair: OpenPair, numbers: Sequence[int]) -> tuple[Damage
             block = pair.sidecar.plan.table[number]
             right = pair.file.read(block.offset, block.length)
             on_disk = reader.read(block.offset, block.length)
-            if on_disk is None or not _is_right(pair.sidecar, block, right) or on_disk == right:
+            if not _is_right(pair.sidecar, block, right) or on_disk == right:
                 continue
-            found, correct = np.frombuffer(on_disk, np.uint8), np.frombuffer(right, np.uint8)
-            damage.append(describe(Outcome(block, found, correct, None, False)))
+            found, correct = np.frombuffer(on_disk or bytes(block.length), np.uint8), np.frombuffer(right, np.uint8)
+            damage.append(describe(Outcome(block, found, correct, None, on_disk is None)))
     finally:
         reader.close()
         describe.close()
@@ -96,7 +98,7 @@ def rewrite_from_cache(path: str, sidecar_path: str, damage: Sequence[Damage], d
                 block = sidecar.plan.table.at_offset(one.offset)
                 right = file.read(block.offset, block.length)
                 on_disk = reader.read(block.offset, block.length)
-                if on_disk is None or on_disk == right or not _is_right(sidecar, block, right):
+                if (on_disk is None and not one.unreadable) or on_disk == right or not _is_right(sidecar, block, right):
                     continue
                 file.write_all(right, block.offset)
                 done.append(one)

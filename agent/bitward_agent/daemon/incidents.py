@@ -20,7 +20,7 @@ Place = Callable[[RepairRecord], int | None]
 WINDOW_NS = 30 * 86_400 * 1_000_000_000
 """How far back repairs are looked at."""
 NEIGHBOUR_BYTES = 16 << 20
-"""Damage in two files that lies this close on one disk is told as one fault of the disk. A guess: a few tracks, or one flash erase group."""
+"""Damage in two files that lies this close on one disk is told as one fault of the disk. A guess."""
 MEMORY_REPAIRS = 3
 """So many blocks wrong in memory, in two files or more, and the memory is suspected."""
 
@@ -139,7 +139,9 @@ def _disk_neighbours(repairs: Sequence[RepairRecord], now_ns: int, place: Place 
         for (low, one), (high, other) in pairwise(found):
             if one.path != other.path and high - low <= NEIGHBOUR_BYTES:
                 name = f"{os.major(device)}:{os.minor(device)}"
-                told = f"disk {name}: {one.path} and {other.path} were damaged near each other, between bytes {low} and {high + other.length}"
+                told = (
+                    f"disk {name}: {one.path} and {other.path} were damaged near each other, between bytes {low} and {high + other.length}"
+                )
                 suspects.append(_suspect(min(one, other, key=lambda repair: repair.path), f"disk:{name}", now_ns, told, DISK))
                 break
     return suspects

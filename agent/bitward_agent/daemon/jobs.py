@@ -14,7 +14,7 @@ from bitward_agent.daemon.handover import hand_over, heal_unit
 from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_sealed
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
-from bitward_agent.daemon.reconcile import Found, look
+from bitward_agent.daemon.reconcile import Found, is_in_hub_cache, look
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, after_success
 from bitward_agent.daemon.scrub import ScrubPosition, ScrubProgress, scrub_file
 from bitward_agent.daemon.state import Store
@@ -50,7 +50,7 @@ class Jobs:
         watch = config.watch_of(job.path)
         if record is None or watch is None:
             return
-        found = look(watch, job.path)
+        found = found_now(watch, job.path, record)
         if found is None:
             self.gone(record, config)
             return
@@ -206,7 +206,7 @@ class Jobs:
                 self._handed_over(record, verdict, now)
                 return
             done = replace(done, message=f"{done.message}; {told}")
-        after = look(watch, record.path) or found
+        after = found_now(watch, record.path, record) or found
         healed = _seen(record, after, verdict, self._clock_ns())
         healed = replace(healed, verdict=done.verdict, message=done.message[:1000], damaged_blocks=done.remaining)
         self._store.add_repair(*done.repairs, unit=healed, settles=record.path)
@@ -288,6 +288,18 @@ class Jobs:
             incident = incident_of(verdict, self._clock_ns(), self._store.incidents(open_only=True, path=record.path))
             if incident is not None:
                 self._accounts.incident(incident)
+
+
+def found_now(watch: WatchConfig, path: str, record: UnitRecord | None) -> Found | None:
+    """What is at a path now. A blob of a hub cache that a walk has found before is looked at as it was found."""
+    if record is None or not is_in_hub_cache(path):
+        return look(watch, path)
+    try:
+        state = os.lstat(path)
+    except OSError:
+        return None
+    where = (path, watch.path, os.path.relpath(path, watch.path), record.sidecar, path)
+    return Found(*where, state.st_size, state.st_mtime_ns, state.st_ino, os.path.lexists(record.sidecar))
 
 
 def root_of(sidecar_path: str) -> str:

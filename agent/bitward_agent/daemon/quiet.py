@@ -6,7 +6,8 @@ Only then is a change judged: a file that is half written is neither damaged nor
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 
 from bitward_agent.daemon.facts import Expectation
 from bitward_formats.frozen import dataclass
@@ -15,6 +16,10 @@ QUIET_SECONDS = 2.0
 PATIENCE_SECONDS = 600.0
 """How long a writer who has a quiet file open is waited for: some programs keep what they map open for writing for ever."""
 REMEMBERED_PATHS = 65_536
+LOOK_NS = 1_000_000_000
+
+FileKey = tuple[int, int]
+"""Device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class QuietFiles:
         self._quiet_ns, self._patience_ns = int(quiet_seconds * 1e9), int(patience_seconds * 1e9)
         self._proc = proc
         self._seen: dict[str, _Seen] = {}
+        self._writers: dict[FileKey, tuple[int, ...]] = {}
+        self._looked_ns = -LOOK_NS
 
     def look(self, path: str, now_ns: int, expectations: Sequence[Expectation] = ()) -> Stillness:
         """Look at a file now. ``now_ns`` is the time since 1970; nobody sleeps here."""
@@ -62,12 +69,18 @@ class QuietFiles:
         if quiet_ns < self._quiet_ns:
             return Stillness(False, again_ns=seen.since_ns + self._quiet_ns, reason="it was written just now")
         if quiet_ns < self._patience_ns:
-            writers = open_writers(found.st_dev, found.st_ino, proc=self._proc)
+            writers = self._writers_at(now_ns).get((found.st_dev, found.st_ino), ())
             if writers:
                 again_ns = min(now_ns + max(self._quiet_ns, quiet_ns // 2), seen.since_ns + self._patience_ns)
                 return Stillness(False, again_ns=again_ns, reason=f"process {writers[0]} has it open for writing")
         self.forget(path)
         return Stillness(True)
+
+    def _writers_at(self, now_ns: int) -> dict[FileKey, tuple[int, ...]]:
+        """Who writes to what; one look at all processes serves all files that are asked about within a second."""
+        if not 0 <= now_ns - self._looked_ns < LOOK_NS:
+            self._writers, self._looked_ns = all_writers(self._proc), now_ns
+        return self._writers
 
     def forget(self, path: str) -> None:
         """No longer wait for it."""
@@ -85,9 +98,18 @@ def expected(path: str, now_ns: int, expectations: Sequence[Expectation]) -> Exp
 
 def open_writers(device: int, inode: int, *, proc: str = "/proc") -> tuple[int, ...]:
     """Processes that have a file open, or mapped shared, for writing, as far as this one may see; itself left out. See proc(5)."""
-    own = os.getpid()
-    numbers = [int(name) for name in _names(proc) if name.isdecimal()]
-    return tuple(number for number in sorted(numbers) if number != own and _writes(f"{proc}/{number}", device, inode))
+    return all_writers(proc).get((device, inode), ())
+
+
+def all_writers(proc: str = "/proc") -> dict[FileKey, tuple[int, ...]]:
+    """(device, inode) of every file that some process writes to, with the processes; as ``open_writers``."""
+    found: dict[FileKey, tuple[int, ...]] = {}
+    numbers = sorted(int(name) for name in _names(proc) if name.isdecimal())
+    for number in numbers:
+        if number != os.getpid():
+            for key in {*_open_for_writing(f"{proc}/{number}"), *_mapped_for_writing(f"{proc}/{number}/maps")}:
+                found[key] = (*found.get(key, ()), number)
+    return found
 
 
 def _names(folder: str) -> list[str]:
@@ -97,15 +119,14 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-def _writes(process: str, device: int, inode: int) -> bool:
+def _open_for_writing(process: str) -> Iterator[FileKey]:
     for name in _names(f"{process}/fd"):
         try:
             found = os.stat(f"{process}/fd/{name}")
-            if (found.st_dev, found.st_ino) == (device, inode) and _is_open_for_writing(f"{process}/fdinfo/{name}"):
-                return True
+            if stat.S_ISREG(found.st_mode) and _is_open_for_writing(f"{process}/fdinfo/{name}"):
+                yield found.st_dev, found.st_ino
         except OSError:
             continue
-    return _maps_writable(f"{process}/maps", device, inode)
 
 
 def _is_open_for_writing(fdinfo: str) -> bool:
@@ -116,15 +137,14 @@ def _is_open_for_writing(fdinfo: str) -> bool:
     return False
 
 
-def _maps_writable(maps: str, device: int, inode: int) -> bool:
-    """Whether a line of /proc/PID/maps is a shared writable map of the file. It stays when the descriptor is closed."""
-    wanted = b"%02x:%02x %d" % (os.major(device), os.minor(device), inode)
+def _mapped_for_writing(maps: str) -> Iterator[FileKey]:
+    """The files of shared writable maps: these stay when the descriptor is closed. Lines as in /proc/PID/maps."""
     try:
         with open(maps, "rb") as file:
             for line in file:
                 fields = line.split(maxsplit=5)
-                if len(fields) >= 5 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s" and b" ".join(fields[3:5]) == wanted:
-                    return True
-    except OSError:
-        return False
-    return False
+                if len(fields) >= 5 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s":
+                    major, _, minor = fields[3].partition(b":")
+                    yield os.makedev(int(major, 16), int(minor, 16)), int(fields[4])
+    except (OSError, ValueError):
+        return

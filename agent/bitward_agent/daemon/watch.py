@@ -122,14 +122,18 @@ class _Handler(FileSystemEventHandler):
         for path in (event.src_path, event.dest_path):
             if path:
                 text = os.fsdecode(path)
-                if not is_ours(text) and self._only in (None, text):
+                if self._is_told(text):
                     self._put(text)
+
+    def _is_told(self, path: str) -> bool:
+        """Of our own files only sidecars: somebody may make one by hand."""
+        return (not is_ours(path) or path.endswith(".ward")) and (self._only is None or path in (self._only, f"{self._only}.ward"))
 
 
 class Watcher:
     """Calls ``put`` with each path below the watches that was written and closed, created, moved or deleted (old and new path).
 
-    ``put`` comes from other threads and must be quick. Paths of folders come too: all below them may have changed.
+    ``put`` comes from other threads and must be quick. Paths of folders come too: all below them may have changed; and of sidecars.
     """
 
     def __init__(self, watches: Sequence[WatchConfig], put: Callable[[str], None]) -> None:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from threading import Lock
 
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
 from bitward_agent.daemon.facts import EventKind, UnitRecord
-from bitward_agent.daemon.jobs import Jobs, root_of
+from bitward_agent.daemon.jobs import Jobs, found_now, root_of
 from bitward_agent.daemon.pace import Stopped, TokenBucket
 from bitward_agent.daemon.pressure import Pressure
 from bitward_agent.daemon.quiet import QuietFiles
-from bitward_agent.daemon.reconcile import Found, compare, devices_of, look, walk
+from bitward_agent.daemon.reconcile import Found, compare, devices_of, is_in_hub_cache, walk
+from bitward_agent.daemon.requests import Requests
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, next_job
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.watch import PathQueue, Watcher
@@ -45,40 +45,9 @@ YIELD_SECONDS = 20.0
 
 LOOKS_AT_ONCE = 256
 BATCH = 64
-REQUESTS_LIMIT = 1000
 
 _UNSETTLED = (None, Verdict.DAMAGED)
 """What is damaged is looked at again after any write, though size and time be as they were: somebody may have put it right."""
-
-
-class Requests:
-    """What others want of the loop: scrubs now, and to look up from waiting."""
-
-    def __init__(self, queue: PathQueue) -> None:
-        self._queue = queue
-        self._lock = Lock()
-        self._scrubs: deque[str] = deque()
-
-    def scrub(self, paths: list[str]) -> int:
-        """Scrub these now; returns how many were taken."""
-        with self._lock:
-            taken = [path for path in paths if path not in self._scrubs][: REQUESTS_LIMIT - len(self._scrubs)]
-            self._scrubs.extend(taken)
-        self.wake()
-        return len(taken)
-
-    def scrubs(self) -> tuple[str, ...]:
-        with self._lock:
-            return tuple(self._scrubs)
-
-    def done(self, path: str) -> None:
-        with self._lock:
-            if path in self._scrubs:
-                self._scrubs.remove(path)
-
-    def wake(self) -> None:
-        """End a wait. An empty path stands for nothing."""
-        self._queue.put("")
 
 
 class Work:
@@ -106,6 +75,7 @@ class Work:
         self._watcher = self._new_watcher()
         self._longest_wait = min(LONGEST_WAIT_SECONDS, longest_wait_seconds)
         self._walk_after = 0.0
+        self._blobs: dict[str, Found] = {}
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._changed: dict[str, None] = {}
         self._fresh: dict[str, None] = {}
@@ -276,6 +246,10 @@ class Work:
         if os.path.isdir(path) and not os.path.islink(path):
             self._walk_soon()
             return
+        if is_in_hub_cache(path):
+            self._walk_soon()  # only a walk knows which links lead to a new blob
+            if self._store.unit(path) is None:
+                return
         self._waiting[path] = 0
 
     def _hear_of_sidecar(self, path: str) -> None:
@@ -298,8 +272,8 @@ class Work:
             if self._stop():
                 raise Stopped
             watch = self.config.watch_of(path)
-            found = look(watch, path) if watch is not None else None
             record = self._store.unit(path)
+            found = (self._blobs.get(path) or found_now(watch, path, record)) if watch is not None else None
             if found is None or watch is None:
                 del self._waiting[path]
                 self._quiet.forget(path)
@@ -315,6 +289,7 @@ class Work:
             if stillness.is_gone or stillness.is_quiet:
                 del self._waiting[path]
                 self._quiet.forget(path)
+                self._blobs.pop(path, None)
                 if stillness.is_quiet:
                     self._arrived(found)
             else:
@@ -364,6 +339,7 @@ class Work:
         result = compare(walks, self._store.units(), before)
         for path, device in devices_of(walks, before).items():
             self._store.keep_number(f"device:{path}", device)
+        self._blobs = {found.path: found for found in result.new if is_in_hub_cache(found.path)}
         for found in result.new:
             self._waiting.setdefault(found.path, 0)
         for found in result.changed:
