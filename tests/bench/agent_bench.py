@@ -23,8 +23,8 @@ from daemon.agent_process import Agent  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 CHUNK = 1 << 20
-ROUNDS = 3
-NEIGHBOUR_SECONDS = 4.0
+ROUNDS = 5
+NEIGHBOUR_SECONDS = 6.0
 
 
 def cpu_seconds(pid: int) -> float:
@@ -34,8 +34,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def read_bytes(pid: int) -> int:
-    """Bytes that a process has asked to read so far."""
+    """Bytes that a process has asked to read so far, cached or not: what is cached is read twice, there and on the disk beneath."""
     return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def disk_bytes(pid: int) -> int:
+    """Bytes that were fetched from disks for a process so far."""
+    return int(Path(f"/proc/{pid}/io").read_text().split("\nread_bytes: ")[1].split()[0])
 
 
 def write_bytes(pid: int) -> int:
@@ -101,13 +106,14 @@ def scrubbing(top: Path, models: Path, neighbour: Path, rate: int, seconds: floa
         agent.until(lambda: read_bytes(agent.process.pid) > 20_000_000, "the scrub has begun")
         time.sleep(2)
         pid = agent.process.pid
-        cpu, before, started = cpu_seconds(pid), read_bytes(pid), time.monotonic()
+        cpu, asked, before, started = cpu_seconds(pid), read_bytes(pid), disk_bytes(pid), time.monotonic()
         while time.monotonic() - started < seconds:
             time.sleep(0.5)
             agent.drain()
         spent = time.monotonic() - started
-        got = (read_bytes(pid) - before) / spent
-        told("scrub: rate over the limit", f"{got / 1e6:.2f} of {rate / 1e6:.2f} MB/s ({100 * got / rate - 100:+.1f} %)", "within 5 %")
+        got = (disk_bytes(pid) - before) / spent
+        told("scrub: read, cached or not", f"{(read_bytes(pid) - asked) / spent / 1e6:.2f} MB/s", "-")
+        told("scrub: disk rate over the limit", f"{got / 1e6:.2f} of {rate / 1e6:.2f} MB/s ({100 * got / rate - 100:+.1f} %)", "within 5 %")
         told("scrub: processor", f"{100 * (cpu_seconds(pid) - cpu) / spent:.1f} %", "-")
         told("scrub: resident memory", f"{agent.memory_bytes() / 1e6:.1f} MB", "-")
         alone, beside = [], []
@@ -131,7 +137,7 @@ def scrubbing(top: Path, models: Path, neighbour: Path, rate: int, seconds: floa
             assert code == 0, code
             agent.start()
             agent.until(lambda: any("scrubbing" in line for line in agent.drain()), "the scrub goes on")
-        told("scrub: SIGTERM to end, the slowest of three", f"{max(waits):.2f} s", "<= 2 s")
+        told("scrub: SIGTERM to end, the slowest of five", f"{max(waits):.2f} s", "<= 2 s")
 
 
 def main() -> None:
