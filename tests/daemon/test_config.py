@@ -140,6 +140,17 @@ def test_what_cannot_be_a_configuration_is_refused(tmp_path: Path) -> None:
         read_config(str(path))
 
 
+def test_links_in_a_watch_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    path = tmp_path / "agent.toml"
+    path.write_text(f"[[watch]]\npath = '{tmp_path}/link'\n")
+    assert [watch.path for watch in read_config(str(path)).watches] == [str(tmp_path / "real")]
+    path.write_text(f"[[watch]]\npath = '{tmp_path}/link'\n[[watch]]\npath = '{tmp_path}/real'\n")
+    with pytest.raises(ConfigError, match="watched twice, once through a link"):
+        read_config(str(path))
+
+
 def test_the_deepest_watch_decides_and_globs_mean_names_or_paths() -> None:
     config = parse("[[watch]]\npath='/a'\n[[watch]]\npath='/a/b'\n[[watch]]\npath='/a/bc'\n")
     assert [config.watch_of(path) and config.watch_of(path).path for path in ("/a/x", "/a/b/x", "/a/bcd", "/a/b", "/b")] == [

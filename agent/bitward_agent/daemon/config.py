@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 
 from bitward_agent.daemon.config_lines import KeyLines
@@ -132,7 +133,7 @@ def _matches(relative: str, pattern: str) -> bool:
 
 
 def read_config(path: str) -> AgentConfig:
-    """Read and check a configuration.
+    """Read and check a configuration. Links in the paths of watches are followed here, once: later, a link in their place is not.
 
     Raises:
         UnreadableError: it cannot be read.
@@ -149,7 +150,12 @@ def read_config(path: str) -> AgentConfig:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(path, data[: error.start].count(b"\n") + 1, "", "not UTF-8, as TOML must be") from error
-    return parse_config(text, path, os.environ, privileged=os.geteuid() == 0)
+    config = parse_config(text, path, os.environ, privileged=os.geteuid() == 0)
+    watches = tuple(replace(watch, path=os.path.realpath(watch.path)) for watch in config.watches)
+    twice = {watch.path for watch in watches if sum(one.path == watch.path for one in watches) > 1}
+    if twice:
+        raise ConfigError(path, 1, "watch.path", f"{min(twice)!r} is watched twice, once through a link")
+    return replace(config, watches=watches)
 
 
 def parse_config(text: str, path: str, environment: Mapping[str, str], *, privileged: bool) -> AgentConfig:
