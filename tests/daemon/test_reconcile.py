@@ -169,7 +169,7 @@ os.setresuid(65534, 65534, 65534)
 found = walk(WatchConfig(sys.argv[1]))
 print(len(found.found), *found.unlisted)
 """
-    with tempfile.TemporaryDirectory() as base:
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:  # TMPDIR may lie where nobody else may go
         os.chmod(base, 0o755)
         folder = Path(os.path.realpath(base)) / "models"
         (folder / "mine").mkdir(parents=True)
