@@ -15,6 +15,8 @@ GAP_PAGES = 17
 
 TRAILER = struct.Struct("<BBHIQ")
 _PLACE = struct.Struct("<BBHI")
+_PAGE_ENDS = struct.Struct(f"<{PAYLOAD_BYTES}xIIQ")
+"""A page's section, copy and reserved field as one number, its own number, and its check."""
 
 Fetch = Callable[[int, int], bytes]
 """(offset, length) -> bytes of a file; fewer where the file ends, zeros where it cannot be read."""
@@ -59,6 +61,24 @@ def is_sound(page: bytes | memoryview, section: Section, copy: int, number: int,
     if len(page) != PAGE_BYTES or page[CHECKED_BYTES - 8 : CHECKED_BYTES] != _PLACE.pack(section, copy, 0, number):
         return False
     return page_check(page[:CHECKED_BYTES], salt) == int.from_bytes(page[CHECKED_BYTES:], "little")
+
+
+def unsound(pages: memoryview, section: Section, copy: int, first: int, salt: int) -> list[int]:
+    """Numbers of those of some neighbouring pages, the first being page ``first``, that ``is_sound`` refuses; a page that is cut is one.
+
+    All checks of a call are compared at once: verifying an intact sidecar is most of what is done with it.
+    """
+    count = len(pages) // PAGE_BYTES
+    starts = range(0, count * PAGE_BYTES, PAGE_BYTES)
+    words = _PAGE_ENDS.iter_unpack(pages[: count * PAGE_BYTES])
+    found = [(page_check(pages[at : at + CHECKED_BYTES], salt), number) for number, at in enumerate(starts, first)]
+    place = section | copy << 8
+    expected = [(check, number) for (low, number, check) in words if low == place]
+    bad = []
+    if found != expected:
+        one = ((number, pages[at : at + PAGE_BYTES]) for number, at in enumerate(starts, first))
+        bad = [number for number, page in one if not is_sound(page, section, copy, number, salt)]
+    return bad if len(pages) % PAGE_BYTES == 0 else [*bad, first + count]
 
 
 def mend_flip(page: bytes, section: Section, copy: int, number: int, salt: int) -> bytes | None:

@@ -28,6 +28,7 @@ from bitward_formats.pages import (
     pages_for,
     paginate,
     reconcile,
+    unsound,
 )
 from bitward_formats.spans import Layout
 from bitward_formats.superblock import KIND_FILE, Superblock, decode_superblock, encode_superblock, with_superblock
@@ -197,9 +198,8 @@ def lost_pages(fetch: Fetch, sidecar: Sidecar) -> Iterator[int]:
         for at in range(first, first + count, _PAGES_AT_ONCE):
             here = min(_PAGES_AT_ONCE, first + count - at)
             chunk = memoryview(fetch(at * PAGE_BYTES, here * PAGE_BYTES))
-            for index in range(here):
-                if not is_sound(chunk[index * PAGE_BYTES : (index + 1) * PAGE_BYTES], section, copy, at + index, salt):
-                    yield at + index
+            yield from unsound(chunk, section, copy, at, salt)
+            yield from range(at + -(-len(chunk) // PAGE_BYTES), at + here)  # beyond the end of a sidecar that was cut
     if not _is_superblock(fetch, sidecar, 1, plan.total_pages - 1):
         yield plan.total_pages - 1
 
