@@ -167,6 +167,47 @@ def test_a_new_file_is_protected_its_flips_are_found_healed_and_told(agent: Agen
     assert not (agent.home / "run" / "agent.sock").exists()
 
 
+@pytest.mark.parametrize("while_it_runs", [True, False], ids=["seen", "after a restart"])
+def test_a_rename_blesses_no_damage(agent: Agent, while_it_runs: bool) -> None:
+    agent.start()
+    old, new = agent.models / "old.safetensors", agent.models / "deeper" / "new.safetensors"
+    right = write(old)
+    agent.wait_for_event("protected", old)
+    if not while_it_runs:
+        assert agent.stop() == 0
+    flip(old, seed=1)
+    new.parent.mkdir()
+    old.rename(new)
+    if not while_it_runs:
+        agent.start()
+    agent.wait_for_event("healed", new)
+    assert digest(new) == right
+    assert "renamed from" in json.dumps(agent.log())
+    assert verify(new).verdict == "intact"
+    assert not old.with_name("old.safetensors.ward").exists()
+    _, status = agent.ask("status")
+    assert [unit["path"] for unit in status["units"]] == [str(new)]
+    assert agent.stop() == 0
+
+
+def test_another_file_of_the_same_size_is_a_new_one(agent: Agent) -> None:
+    agent.start()
+    old, new = agent.models / "old.safetensors", agent.models / "new.safetensors"
+    write(old)
+    agent.wait_for_event("protected", old)
+    copy = agent.home / "copy"
+    copy.write_bytes(old.read_bytes())
+    flip(copy, seed=1)
+    os.utime(copy, ns=(old.stat().st_atime_ns, old.stat().st_mtime_ns))
+    old.unlink()
+    copy.rename(new)
+    agent.wait_for_event("protected", new)
+    agent.wait_for(lambda: verify(new).verdict == "intact")
+    assert old.with_name("old.safetensors.ward").exists()
+    assert "renamed from" not in json.dumps(agent.log())
+    assert agent.stop() == 0
+
+
 def test_what_was_protected_before_is_taken_up_and_reported_damage_is_left_alone(agent: Agent) -> None:
     model = agent.models / "a.safetensors"
     write(model)

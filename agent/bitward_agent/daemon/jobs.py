@@ -15,6 +15,7 @@ from bitward_agent.daemon.healing import Action, Healing, action_for, heal, is_s
 from bitward_agent.daemon.incidents import ended_by, hardware_suspects, incident_of, missing_incident
 from bitward_agent.daemon.pace import PacedDisk, Stopped, TokenBucket
 from bitward_agent.daemon.reconcile import Found, is_in_hub_cache, look
+from bitward_agent.daemon.renames import Departed, take_along
 from bitward_agent.daemon.schedule import Job, JobKind, after_failure, after_success
 from bitward_agent.daemon.scrub import ScrubPosition, ScrubProgress, scrub_file
 from bitward_agent.daemon.state import Store
@@ -43,6 +44,7 @@ class Jobs:
     ) -> None:
         """``stop`` is asked often and also shows that work goes on; ``tell`` is given a line for people."""
         self._store, self._accounts, self._pace, self._stop, self._clock_ns, self._tell = store, accounts, pace, stop, clock_ns, tell
+        self._departed = Departed()
 
     def run(self, job: Job, config: AgentConfig) -> None:
         """Do one job. Whatever goes wrong with a file becomes part of its record; only ``Stopped`` is raised."""
@@ -57,7 +59,7 @@ class Jobs:
         record = replace(record, sidecar=found.sidecar)
         try:
             if job.kind is JobKind.PROTECT and not found.has_sidecar:
-                self.protect(found, watch)
+                self._protect_or_recognise(found, watch)
             elif not found.has_sidecar and record.root and watch.on_new is OnNew.PROTECT:
                 # Only if the file is still what its sidecar vouched for; else its loss is told like any other fault.
                 self.protect(found, watch, why="its sidecar was gone", root=bytes.fromhex(record.root))
@@ -122,6 +124,17 @@ class Jobs:
             self._accounts.event(EventKind.PROTECTED, found.path, f"at first sight: {finding}")
         stale = [(one, "accepted") for one in self._store.incidents(open_only=True, path=found.path)]
         self._accounts.end_incidents(stale)
+
+    def _protect_or_recognise(self, found: Found, watch: WatchConfig) -> None:
+        """A new name: of a file that was known under another one, or of a new file."""
+        known = self._departed.take(found)
+        if known is None or not take_along(known.sidecar, found.sidecar):
+            self.protect(found, watch)
+            return
+        record = replace(known, path=found.path, watch=watch.path, sidecar=found.sidecar)
+        self._store.put_unit(record)
+        self._accounts.event(EventKind.PROTECTED, found.path, f"renamed from {known.path}: its sidecar went along", root=known.root)
+        self._scrub(record, found, watch, afresh=True)
 
     def report_new(self, record: UnitRecord) -> None:
         """Say once that a file is there and not protected."""
@@ -269,6 +282,7 @@ class Jobs:
 
         Where every change is an alarm, so is this one.
         """
+        self._departed.remember(record)
         self._store.remove_unit(record.path)
         self._accounts.event(EventKind.GONE, record.path, "no longer there")
         self._accounts.end_incidents((one, "gone") for one in self._store.incidents(open_only=True, path=record.path))
