@@ -18,6 +18,8 @@ PRIVATE_NAME = "bitward.key"
 PUBLIC_NAME = "bitward.pub"
 KEY_KINDS = ("ed25519", "p256")
 _KEY_LIMIT_BYTES = 64 << 10
+_SEAL_KIND = "seals need an Ed25519 key: 'bitward keygen' makes one"
+_MANIFEST_KIND = "model signing needs a key on a NIST curve: 'bitward keygen --kind p256' makes one"
 
 
 def _require_cryptography() -> None:
@@ -108,7 +110,7 @@ def seal_private_key(path: str) -> Ed25519PrivateKey:
 
     real, key = _private(path)
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{real}: seals need an Ed25519 key: 'bitward keygen' makes one")
+        raise InputError(f"{real}: {_SEAL_KIND}")
     return key
 
 
@@ -122,7 +124,7 @@ def seal_public_key(path: str) -> Ed25519PublicKey:
 
     real, key = _public(path)
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{real}: seals need an Ed25519 key: 'bitward keygen' makes one")
+        raise InputError(f"{real}: {_SEAL_KIND}")
     return key
 
 
@@ -136,7 +138,7 @@ def manifest_private_key(path: str) -> EllipticCurvePrivateKey:
 
     real, key = _private(path)
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise InputError(f"{real}: model signing needs a key on a NIST curve: 'bitward keygen --kind p256' makes one")
+        raise InputError(f"{real}: {_MANIFEST_KIND}")
     return key
 
 
@@ -150,5 +152,5 @@ def manifest_public_key(path: str) -> EllipticCurvePublicKey:
 
     real, key = _public(path)
     if not isinstance(key, EllipticCurvePublicKey):
-        raise InputError(f"{real}: model signing needs a key on a NIST curve: 'bitward keygen --kind p256' makes one")
+        raise InputError(f"{real}: {_MANIFEST_KIND}")
     return key

@@ -47,12 +47,12 @@ def url(server: RangeServer) -> str:
     return f"{server.url}/model.safetensors"
 
 
-def healed(lost: LostBlocks, done: FileRepair) -> None:
+def assert_healed(lost: LostBlocks, done: FileRepair) -> None:
     assert (done.exit_code, done.repaired, done.remaining) == (0, len(lost.blocks), 0), done
     assert lost.is_whole
 
 
-def still_hurt(lost: LostBlocks, done: FileRepair, told: str) -> None:
+def assert_still_hurt(lost: LostBlocks, done: FileRepair, told: str) -> None:
     """Nothing wrong was written, and the reason is named."""
     assert (done.exit_code, done.repaired, done.remaining) == (4, 0, len(lost.blocks)), done
     assert told in done.sources[0].error, done.sources
@@ -71,7 +71,7 @@ def test_three_blocks_beyond_parity_cost_three_blocks(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(lost.clean)
     with serving(tmp_path) as server:
         done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     print(f"served: {server.sent} bytes in {len(server.seen)} requests")
     assert server.sent <= 4 * BLOCK
     assert server.sent == lost.lost_bytes + 1  # one byte tells size, version and ranges
@@ -149,7 +149,7 @@ def test_the_byte_budget_is_kept(lost: LostBlocks, server: RangeServer) -> None:
     assert lost.is_whole
     lost.lose()
     done = lost.repair([url(server)], dataclasses.replace(HASTE, max_fetch_bytes=BLOCK - 1))
-    still_hurt(lost, done, "--max-fetch")
+    assert_still_hurt(lost, done, "--max-fetch")
 
 
 # ------------------------------------------------------------------------------------------------------------- servers that fail
@@ -158,7 +158,7 @@ def test_the_byte_budget_is_kept(lost: LostBlocks, server: RangeServer) -> None:
 def test_a_connection_dropped_in_a_block_is_resumed_there(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.drops = 2
     done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert server.sent == lost.lost_bytes + 1, "what had come was asked for again"
     resumed = [one.range for one in server.seen if one.range and one.range[0] not in [0, *(block.offset for block in lost.blocks)]]
     assert len(resumed) == 2
@@ -169,7 +169,7 @@ def test_a_source_with_a_wrong_byte_is_named_and_the_next_is_asked(lost: LostBlo
     with serving(tmp_path / "good") as other:
         server.faults.flip = lost.blocks[1].offset + 77
         done = lost.repair([url(server), url(other)])
-        healed(lost, done)
+        assert_healed(lost, done)
         assert [(one.blocks, one.wrong_blocks) for one in done.sources] == [(2, 1), (1, 0)]
         assert other.sent == lost.blocks[1].length + 1
 
@@ -178,7 +178,7 @@ def test_a_wrong_byte_without_another_source(lost: LostBlocks, server: RangeServ
     """Of three, two come: parity does the third."""
     server.faults.flip = lost.blocks[1].offset + 77
     done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert done.sources[0].wrong_blocks == 1
     assert {write.source for write in done.writes} == {url(server), "parity"}
     assert sum(one.range == (lost.blocks[1].offset, lost.blocks[1].end - 1) for one in server.seen) == 1, "asked for again"
@@ -216,7 +216,7 @@ def test_a_block_that_was_wrong_is_not_asked_for_again(tmp_path: Path) -> None:
 def test_a_server_that_cannot_be_relied_on(lost: LostBlocks, server: RangeServer, fault: dict[str, object], told: str) -> None:
     server.faults = dataclasses.replace(server.faults, **fault)  # type: ignore[arg-type]
     done = lost.repair([url(server)])
-    still_hurt(lost, done, told)
+    assert_still_hurt(lost, done, told)
     assert server.sent < len(lost.clean) or "no_ranges" in fault or "etag" in fault
 
 
@@ -229,37 +229,37 @@ def test_a_range_that_is_not_what_it_says_is_wrong_bytes(lost: LostBlocks, serve
 def test_an_endless_body_ends_with_the_range(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.endless = True
     done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert done.sources[0].fetched_bytes <= 3 * 2 * BLOCK
 
 
 def test_a_silent_server_is_given_up(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.silent = threading.Event()
     done = lost.repair([url(server)], dataclasses.replace(HASTE, silence_seconds=0.05))
-    still_hurt(lost, done, "no answer for 0.05 s (gave up after 4 attempts)")
+    assert_still_hurt(lost, done, "no answer for 0.05 s (gave up after 4 attempts)")
 
 
 def test_a_server_that_trickles_is_given_up(lost: LostBlocks, server: RangeServer) -> None:
     """It is never silent for long, but would take for ever."""
     server.faults.trickle_seconds = 0.02
     limits = dataclasses.replace(HASTE, silence_seconds=0.1, slowest_bytes_per_second=1 << 30, resumptions=1)
-    still_hurt(lost, lost.repair([url(server)], limits), "bytes per second")
+    assert_still_hurt(lost, lost.repair([url(server)], limits), "bytes per second")
 
 
 def test_a_server_that_is_not_there(lost: LostBlocks, server: RangeServer) -> None:
     address = url(server)
     server.server_close()
-    still_hurt(lost, lost.repair([address]), "cannot connect")
+    assert_still_hurt(lost, lost.repair([address]), "cannot connect")
 
 
 def test_a_busy_server_is_asked_again(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.busy = 3
-    healed(lost, lost.repair([url(server)]))
+    assert_healed(lost, lost.repair([url(server)]))
 
 
 def test_a_file_that_is_not_there(lost: LostBlocks, server: RangeServer) -> None:
     done = lost.repair([f"{server.url}/no/such.safetensors"])
-    still_hurt(lost, done, "no such file")
+    assert_still_hurt(lost, done, "no such file")
     assert all(one.status == 404 for one in server.seen)
 
 
@@ -270,25 +270,25 @@ def test_a_file_that_is_not_there(lost: LostBlocks, server: RangeServer) -> None
 def test_without_ranges_the_file_is_streamed_if_that_is_allowed(lost: LostBlocks, server: RangeServer, chunked: bool) -> None:
     server.faults.no_ranges, server.faults.chunked = True, chunked
     done = lost.repair([url(server)], WHOLE)
-    healed(lost, done)
+    assert_healed(lost, done)
     assert done.sources[0].fetched_bytes < lost.blocks[-1].end + 200_000, "it goes on behind the last block"
 
 
 def test_a_stream_that_breaks_begins_anew(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.no_ranges, server.faults.drops = True, 2
     done = lost.repair([url(server)], WHOLE)
-    healed(lost, done)
+    assert_healed(lost, done)
 
 
 def test_a_stream_must_fit_the_budget(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.no_ranges = True
     done = lost.repair([url(server)], dataclasses.replace(WHOLE, max_fetch_bytes=lost.blocks[-1].end - 1))
-    still_hurt(lost, done, "--max-fetch")
+    assert_still_hurt(lost, done, "--max-fetch")
 
 
 def test_a_file_that_changes_meanwhile_is_streamed(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.etag = lambda number: f'"{number}"'
-    healed(lost, lost.repair([url(server)], WHOLE))
+    assert_healed(lost, lost.repair([url(server)], WHOLE))
 
 
 # --------------------------------------------------------------------------------------------- redirects, credentials, and secrets
@@ -314,7 +314,7 @@ def test_credentials_work_and_are_told_to_nobody(
         assert all(one.query == f"sig={SECRET}" for one in server.seen)
         lost.lose()
         done = lost.repair([address])
-        healed(lost, done)
+        assert_healed(lost, done)
         lost.lose()
         text = command("repair", lost.file, "--from", f"{elsewhere.with_user(f'user:{SECRET}')}/model.safetensors", "--from", address)
         assert text.code == 0
@@ -329,7 +329,7 @@ def test_credentials_work_and_are_told_to_nobody(
 def test_a_refusal_names_no_secret(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.credentials = "user:other"
     done = lost.repair([f"{server.with_user(f'user:{SECRET}')}/model.safetensors"])
-    still_hurt(lost, done, "401")
+    assert_still_hurt(lost, done, "401")
     secretless(repr(done))
     ended = command("repair", lost.file, "--from", f"http://user:{SECRET}/x@127.0.0.1/", BITWARD_DEBUG="1")
     assert ended.code == 2
@@ -339,13 +339,13 @@ def test_a_refusal_names_no_secret(lost: LostBlocks, server: RangeServer) -> Non
 def test_redirects_are_followed(lost: LostBlocks, server: RangeServer, tmp_path: Path) -> None:
     with serving(tmp_path) as elsewhere:
         elsewhere.faults.redirect = server.url
-        healed(lost, lost.repair([url(elsewhere)]))
+        assert_healed(lost, lost.repair([url(elsewhere)]))
         assert elsewhere.sent == 0
 
 
 def test_redirects_without_end(lost: LostBlocks, server: RangeServer) -> None:
     server.faults.redirect = server.url
-    still_hurt(lost, lost.repair([url(server)]), "TooManyRedirects")
+    assert_still_hurt(lost, lost.repair([url(server)]), "TooManyRedirects")
 
 
 def test_credentials_of_netrc(lost: LostBlocks, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ def test_credentials_of_netrc(lost: LostBlocks, server: RangeServer, tmp_path: P
     netrc.write_text(f"machine 127.0.0.1 login user password {SECRET}\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    healed(lost, lost.repair([url(server)]))
+    assert_healed(lost, lost.repair([url(server)]))
     netrc.write_text(f"machine 127.0.0.1 login user password {SECRET} {SECRET}\n")
     lost.lose()
     ended = command("repair", lost.file, "--from", url(server), BITWARD_DEBUG="1")
@@ -398,7 +398,7 @@ def test_the_same_tensors_in_other_shards(lost: LostBlocks, tmp_path: Path) -> N
     shards(tmp_path / "shards", made_checkpoint(8), index=True)
     with serving(tmp_path / "shards") as server:
         done = lost.repair([f"{server.url}/"])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert done.sources[0].wrong_blocks == 0
     headers = sum(one.sent for one in server.seen if one.range and one.range[0] == 0)
     assert server.sent - headers == lost.lost_bytes
@@ -409,7 +409,7 @@ def test_the_same_tensors_in_shards_of_a_folder(lost: LostBlocks, tmp_path: Path
     (tmp_path / "shards").mkdir()
     shards(tmp_path / "shards", made_checkpoint(8), index=index)
     done = lost.repair([str(tmp_path / "shards")])
-    healed(lost, done)
+    assert_healed(lost, done)
 
 
 def test_one_file_with_another_order(lost: LostBlocks, server: RangeServer) -> None:
@@ -418,7 +418,7 @@ def test_one_file_with_another_order(lost: LostBlocks, server: RangeServer) -> N
     assert len(other) != len(lost.clean)
     server.faults.files["/model.safetensors"] = other
     done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert done.sources[0].wrong_blocks == 0
     assert server.sent == lost.lost_bytes + 1 + BLOCK  # the header, read ahead
 
@@ -430,7 +430,7 @@ def test_connections_that_break_while_another_layout_is_read(lost: LostBlocks, s
     server.faults.files["/model.safetensors"] = other
     server.faults.drops = 6
     done = lost.repair([url(server)])
-    healed(lost, done)
+    assert_healed(lost, done)
     assert server.faults.drops == 0
     assert server.sent <= 2 * lost.lost_bytes + 1 + BLOCK
 
@@ -443,7 +443,7 @@ def test_a_shard_for_a_whole_file_that_was_split(tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
     checkpoints.write_safetensors(tmp_path / "good" / "model.safetensors", made_checkpoint(24))
     with serving(tmp_path / "good") as server:
-        healed(lost, lost.repair([f"{server.url}/"]))
+        assert_healed(lost, lost.repair([f"{server.url}/"]))
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -193,8 +193,12 @@ def test_lines_are_lines_whatever_a_name_holds() -> None:
 
 def test_a_closed_stream_is_borne() -> None:
     stream = io.StringIO()
+    log = Log(LogForm.TEXT, stream=stream)
+    log.write(EVENT)
+    assert stream.getvalue().count("\n") == 1
     stream.close()
-    Log(LogForm.TEXT, stream=stream).write(EVENT)
+    log.write(EVENT)
+    assert stream.closed
 
 
 def test_every_kind_has_an_id_of_its_own_and_a_priority() -> None:

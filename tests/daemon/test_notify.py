@@ -47,11 +47,14 @@ def test_messages_arrive(tmp_path: Path, is_abstract: bool) -> None:
     ],
 )
 def test_without_a_manager_nothing_happens(environment: dict[str, str]) -> None:
+    before = os.listdir("/proc/self/fd")
     notifier = Notifier(environment)
+    assert notifier.watchdog_seconds is None
     notifier.ready("up")
     notifier.watchdog()
     notifier.close()
     notifier.status("after the end")
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize(("micros", "process"), [("", ""), ("0", ""), ("x", ""), ("9" * 30, ""), ("1000000", "1")])
@@ -70,3 +73,5 @@ def test_a_manager_that_does_not_read_stops_nobody(tmp_path: Path) -> None:
         for number in range(5000):
             notifier.status(f"{number}")
         notifier.close()
+        manager.setblocking(False)
+        assert manager.recv(100) == b"STATUS=0", "what fitted came in order; the rest was dropped, and nobody waited"

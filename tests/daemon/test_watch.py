@@ -32,7 +32,7 @@ class Heard:
             self.paths.add(path)
             self._came.notify_all()
 
-    def wait_for(self, *paths: Path) -> None:
+    def assert_hears(self, *paths: Path) -> None:
         wanted = {str(path) for path in paths}
         with self._came:
             assert self._came.wait_for(lambda: wanted <= self.paths, HANG_LIMIT_SECONDS), wanted - self.paths
@@ -58,12 +58,12 @@ def test_written_moved_deleted_with_any_name(heard: Heard, folder: Path) -> None
     names = ["plain", "with\nnewline", "\udcff\udcfe", "esc\x1b[31m", "deep/er/below"]
     for name in names:
         (folder / name).write_bytes(b"x")
-    heard.wait_for(*(folder / name for name in names))
+    heard.assert_hears(*(folder / name for name in names))
     os.replace(folder / "plain", folder / "renamed")
-    heard.wait_for(folder / "renamed")
+    heard.assert_hears(folder / "renamed")
     heard.paths.clear()
     (folder / "renamed").unlink()
-    heard.wait_for(folder / "renamed")
+    heard.assert_hears(folder / "renamed")
 
 
 def test_sync_tools_write_beside_and_rename(heard: Heard, folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_sync_tools_write_beside_and_rename(heard: Heard, folder: Path) -> None:
         heard.paths.clear()
         (folder / f".model.{turn}").write_bytes(b"new")
         os.replace(folder / f".model.{turn}", folder / "model")
-        heard.wait_for(folder / "model")
+        heard.assert_hears(folder / "model")
 
 
 def test_folders_moved_in_and_within(heard: Heard, folder: Path) -> None:
@@ -79,19 +79,19 @@ def test_folders_moved_in_and_within(heard: Heard, folder: Path) -> None:
     (outside / "sub").mkdir(parents=True)
     (outside / "sub" / "model").write_bytes(b"x")
     shutil.move(outside, folder / "inside")
-    heard.wait_for(folder / "inside")
+    heard.assert_hears(folder / "inside")
     heard.paths.clear()
     (folder / "inside" / "sub" / "later").write_bytes(b"x")  # it is watched from now on
-    heard.wait_for(folder / "inside" / "sub" / "later")
+    heard.assert_hears(folder / "inside" / "sub" / "later")
     os.rename(folder / "inside", folder / "moved")
-    heard.wait_for(folder / "moved")
+    heard.assert_hears(folder / "moved")
     (folder / "moved" / "sub" / "last").write_bytes(b"x")
-    heard.wait_for(folder / "moved" / "sub" / "last")
+    heard.assert_hears(folder / "moved" / "sub" / "last")
 
 
 def test_our_own_files_and_writes_without_closing_are_not_told(heard: Heard, folder: Path) -> None:
     with (folder / "open").open("wb") as file:
-        heard.wait_for(folder / "open")  # created
+        heard.assert_hears(folder / "open")  # created
         heard.paths.clear()
         for _ in range(100):
             file.write(b"x" * 100)
@@ -99,10 +99,10 @@ def test_our_own_files_and_writes_without_closing_are_not_told(heard: Heard, fol
         for name in ("model.ward-journal", "model.ward-log", ".ward.new", "model.ward-seal"):
             (folder / name).write_bytes(b"x")
         (folder / "last").write_bytes(b"x")
-        heard.wait_for(folder / "last")
+        heard.assert_hears(folder / "last")
         assert heard.paths <= {str(folder / "last")}
     os.replace(folder / ".ward.new", folder / "model.ward")
-    heard.wait_for(folder / "model.ward")  # somebody protected it
+    heard.assert_hears(folder / "model.ward")  # somebody protected it
 
 
 def test_one_file_is_watched_alone(folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_one_file_is_watched_alone(folder: Path) -> None:
     (folder / "other").write_bytes(b"x")
     (folder / "new").write_bytes(b"y")
     os.replace(folder / "new", folder / "one")
-    heard.wait_for(folder / "one")
+    heard.assert_hears(folder / "one")
     heard.watcher.stop()
     assert heard.paths == {str(folder / "one")}
 
@@ -121,7 +121,7 @@ def test_removed_and_come_again(heard: Heard, folder: Path) -> None:
     assert heard.watcher.needs_walk()
     assert not heard.watcher.needs_walk()
     shutil.rmtree(folder)
-    heard.wait_for(folder)
+    heard.assert_hears(folder)
     heard.watcher.tend()
     assert "No such file" in heard.watcher.limits[0]
     folder.mkdir()
@@ -129,7 +129,7 @@ def test_removed_and_come_again(heard: Heard, folder: Path) -> None:
     assert heard.watcher.limits == ()
     assert heard.watcher.needs_walk()
     (folder / "again").write_bytes(b"x")
-    heard.wait_for(folder / "again")
+    heard.assert_hears(folder / "again")
 
 
 def test_link_in_its_place_is_not_followed(heard: Heard, folder: Path) -> None:
@@ -144,10 +144,10 @@ def test_links_below_are_not_followed(heard: Heard, folder: Path) -> None:
     outside = folder.parent / "outside"
     outside.mkdir()
     (folder / "link").symlink_to(outside)
-    heard.wait_for(folder / "link")
+    heard.assert_hears(folder / "link")
     (outside / "secret").write_bytes(b"x")
     (folder / "last").write_bytes(b"x")
-    heard.wait_for(folder / "last")
+    heard.assert_hears(folder / "last")
     assert not any("secret" in path for path in heard.paths)
 
 
@@ -190,7 +190,7 @@ def test_kernel_overflow_asks_for_a_walk(heard: Heard, folder: Path) -> None:
     group.on_queue_overflow()
     assert heard.watcher.needs_walk()
     (folder / "deep" / "after").write_bytes(b"x")
-    heard.wait_for(folder / "deep" / "after")
+    heard.assert_hears(folder / "deep" / "after")
 
 
 @pytest.mark.parametrize("limit", [0, 4])
