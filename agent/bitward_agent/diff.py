@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from bitward_agent.differences import TensorDifference
 from bitward_agent.errors import UnreadableError
-from bitward_agent.findings import Flip, Progress, ProgressSink, TensorDifference
+from bitward_agent.findings import Flip, Progress, ProgressSink
 from bitward_agent.flips import count_flips, list_flips
 from bitward_agent.io import OpenFile
 from bitward_agent.neighbours import layout_of_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from bitward_agent.findings import FileGuarantee, LaneGuarantee
+from bitward_agent.guarantees import FileGuarantee, LaneGuarantee
 from bitward_agent.io import DISK, Disk
 from bitward_agent.verify import open_sidecar
 from bitward_formats.digest import LeafHash

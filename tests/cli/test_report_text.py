@@ -12,26 +12,23 @@ from bitward.report.protect_text import protect_lines
 from bitward.report.repair_text import repair_lines
 from bitward.report.style import PLAIN, Style
 from bitward.report.verify_text import sidecar_only_lines, verify_lines
+from bitward_agent.differences import DiffReport, TensorDifference
 from bitward_agent.findings import (
     Damage,
-    DiffReport,
-    ExplainReport,
-    FileGuarantee,
     FileProtection,
     FileRepair,
     FileVerification,
     Flip,
-    LaneGuarantee,
     ProtectReport,
     RepairReport,
     SidecarReport,
     SidecarState,
-    TensorDifference,
     UnitReport,
     Verdict,
     VerifyReport,
     Write,
 )
+from bitward_agent.guarantees import ExplainReport, FileGuarantee, LaneGuarantee
 
 FLIP = Flip("model.layers.3.mlp.down_proj.weight", (1203, 77), 14, "exponent", 1000, 4.2e36, 0.0123)
 ONE = Damage(FLIP.tensor, 3, 65536, 65536, True, "parity", "disk", 1, (FLIP,))

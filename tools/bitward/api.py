@@ -14,20 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from bitward.targets import PathLike, folder_of, targets
 from bitward.verifying import VerifyRequest, verify_paths
+from bitward_agent.differences import DiffReport
 from bitward_agent.errors import BitwardError, InputError, UnreadableError
-from bitward_agent.findings import (
-    DiffReport,
-    ExitCode,
-    ExplainReport,
-    FileGuarantee,
-    GuardReport,
-    ProgressSink,
-    ProtectReport,
-    RepairReport,
-    SealReport,
-    VerifyReport,
-)
+from bitward_agent.findings import ExitCode, GuardReport, ProgressSink, ProtectReport, RepairReport, VerifyReport
+from bitward_agent.guarantees import ExplainReport, FileGuarantee
 from bitward_agent.io import resolve
+from bitward_agent.trust_reports import SealReport
 from bitward_agent.units import list_unit
 from bitward_agent.verify import FlipBudget
 from bitward_formats.errors import FormatError
@@ -229,7 +221,7 @@ def diff(
         UnreadableError: part of one cannot be read, so that nothing can be said.
     """
     from bitward_agent.diff import diff_files
-    from bitward_agent.findings import TensorDifference
+    from bitward_agent.differences import TensorDifference
 
     started = time.monotonic()
     first, second = (resolve(os.fspath(path)) for path in (a, b))

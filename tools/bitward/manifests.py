@@ -14,10 +14,11 @@ from bitward.targets import PathLike, folder_of
 from bitward_agent.durable import atomic_file
 from bitward_agent.errors import InputError, UnreadableError, UntrustedError
 from bitward_agent.evidence import Evidence, EvidenceFinder, digest_of
-from bitward_agent.findings import ExitCode, ManifestReport, ProtectReport, SidecarState, UnitReport, Verdict
+from bitward_agent.findings import ExitCode, ProtectReport, SidecarState, UnitReport, Verdict
 from bitward_agent.io import OpenFile, resolve
 from bitward_agent.keys import manifest_private_key, manifest_public_key
 from bitward_agent.scan import default_jobs
+from bitward_agent.trust_reports import ManifestReport
 from bitward_agent.units import Listing, Member, is_ours, list_unit
 from bitward_agent.verify import verify_file
 from bitward_formats.checksums import Algorithm

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from bitward.targets import PathLike, Target, folder_of, targets
 from bitward_agent.errors import BitwardError
-from bitward_agent.findings import ExitCode, ProgressSink, SealedPath, SealReport, UnitReport, Verdict
+from bitward_agent.findings import ExitCode, ProgressSink, UnitReport, Verdict
 from bitward_agent.keys import seal_private_key
 from bitward_agent.seals import checked_seal, public_id, seal_path, write_seal
+from bitward_agent.trust_reports import SealedPath, SealReport
 from bitward_agent.units import Member, index_path
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.digest import LeafHash

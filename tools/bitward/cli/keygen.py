@@ -21,8 +21,8 @@ from bitward.cli.view import View
 def command(folder: str, kind: str, jobs: int | None, view: View) -> int:  # noqa: ARG001 - every command takes --jobs
     """Make bitward.key, which only you can read and which has no password, and bitward.pub in KEYDIR. Nothing is overwritten."""
     from bitward.report.seal_text import key_lines
-    from bitward_agent.findings import KeyReport
     from bitward_agent.keys import make_keys
+    from bitward_agent.trust_reports import KeyReport
 
     private, public = make_keys(folder, kind)
     report = KeyReport("bitward.keygen/1", kind, private, public)

@@ -10,7 +10,7 @@ from bitward.report.names import printable, printable_tensor, printable_text
 from bitward.report.numbers import count
 from bitward.report.style import Style
 from bitward.report.table import table
-from bitward_agent.findings import DiffReport, TensorDifference
+from bitward_agent.differences import DiffReport, TensorDifference
 
 _HEAD = ("tensor", "what", "elements", "bits", "largest change")
 _KINDS = {

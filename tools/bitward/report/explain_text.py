@@ -9,7 +9,8 @@ from bitward.report.names import printable, printable_text
 from bitward.report.numbers import count, exact_size, share, size
 from bitward.report.style import Style
 from bitward.report.table import table
-from bitward_agent.findings import ExitCode, ExplainReport, FileGuarantee, LaneGuarantee
+from bitward_agent.findings import ExitCode
+from bitward_agent.guarantees import ExplainReport, FileGuarantee, LaneGuarantee
 
 _HEAD = ("bits", "of", "scattered flips put back", "lost blocks put back")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bitward.report.names import printable, printable_text
 from bitward.report.numbers import count, size
 from bitward.report.style import Style
-from bitward_agent.findings import KeyReport, ManifestReport, SealReport
+from bitward_agent.trust_reports import KeyReport, ManifestReport, SealReport
 
 
 def seal_lines(report: SealReport, style: Style) -> Iterator[str]:
