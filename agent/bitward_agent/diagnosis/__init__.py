@@ -1,0 +1,1 @@
+"""Finding a fault from the model itself, when there is nothing to compare with."""
