@@ -15,10 +15,10 @@ from itertools import islice
 from bitward_agent.daemon.accounts import Accounts
 from bitward_agent.daemon.config import AgentConfig, OnNew
 from bitward_agent.daemon.facts import EventKind, UnitRecord
-from bitward_agent.daemon.jobs import Jobs, found_now, root_of
+from bitward_agent.daemon.jobs import Jobs, root_of
 from bitward_agent.daemon.pace import Stopped
 from bitward_agent.daemon.quiet import QuietFiles
-from bitward_agent.daemon.reconcile import Found, compare, devices_of, is_in_hub_cache, walk
+from bitward_agent.daemon.reconcile import Found, compare, devices_of, found_now, is_in_hub_cache, walk
 from bitward_agent.daemon.state import Store
 from bitward_agent.daemon.unit_indexes import UnitIndexes
 from bitward_agent.daemon.watch import PathQueue
