@@ -17,6 +17,7 @@ from bitward_agent.durable import remove
 from bitward_agent.findings import ExitCode
 from bitward_agent.units import read_index
 from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry, UnitIndex
+from cli.command_line import bitward
 from daemon.agent_process import Agent
 from daemon.weights import write_weights
 
@@ -165,7 +166,10 @@ def test_an_index_is_where_the_sidecars_are(tmp_path: Path) -> None:
         assert sorted(path.name for path in place.models.rglob("*") if path.is_file()) == ["a.safetensors", "b.safetensors"]
         assert verify(place.models, sidecar_dir=wards).exit_code == ExitCode.OK
         assert verify(place.models / "sub", sidecar_dir=wards / "models").exit_code == ExitCode.OK
+        gate = ("agent", "verify", "--config", place.agent.config)
+        assert [bitward(*gate, folder).code for folder in (place.models, place.models / "sub")] == [0, 0]
         place.lose(place.models / "a.safetensors")
+        assert [bitward(*gate, folder).code for folder in (place.models, place.models / "sub")] == [ExitCode.NOT_REPAIRABLE, 0]
         place.agent.until(lambda: place.incidents() == [("missing", str(place.models))], "told")
         assert verify(place.models, sidecar_dir=wards).exit_code == ExitCode.NOT_REPAIRABLE
 
