@@ -188,6 +188,17 @@ def test_a_damaged_index_is_made_whole_and_what_lies_in_its_place_is_told(place:
     assert other.is_dir()
 
 
+def test_a_sealed_index_stays_as_it_is_and_what_differs_is_told(place: Place) -> None:
+    index = place.models / INDEX
+    sealed = index.read_bytes()
+    index.with_name(f"{INDEX}-seal").write_bytes(b"whatever: only a person may break it")
+    place.write("c.safetensors", seed=3)
+    place.agent.until(lambda: place.incidents() == [("changed", str(place.models))], "told")
+    assert index.read_bytes() == sealed
+    remove(str(place.models / "c.safetensors"))
+    place.agent.until(lambda: place.incidents() == [], "as it was sealed")
+
+
 A, B, C = (UnitEntry(name, 5, bytes([seed]) * 32) for seed, name in enumerate((b"a", b"b", b"c")))
 B2 = UnitEntry(b"b", 6, b"\7" * 32)
 

@@ -36,6 +36,9 @@ PATIENCE_SECONDS = 600.0
 AGAIN_SECONDS = 5.0
 """An index that was just written is not written again within this time."""
 
+RETRY_SECONDS = 3600.0
+"""How long after an index could not be written that is tried again: the disk was full, or somebody has to give permission."""
+
 AT_ONCE = 32
 """Folders looked at between two other things."""
 
@@ -204,9 +207,10 @@ class UnitIndexes:
         self._accounts.end_incidents((one, outcome) for one in ended)
 
     def _refuse(self, folder: str, message: str) -> None:
-        """An index that cannot be read or written: told once, tried again with the next change or walk."""
+        """An index that cannot be read or written: told once, tried again after a while."""
         told = message[:1000]
-        self._not_before[folder] = self._clock() + AGAIN_SECONDS
+        self._not_before[folder] = self._clock() + RETRY_SECONDS
+        self.note_folder(folder)
         if self._refused.get(folder) != told:
             self._refused[folder] = told
             self._accounts.event(EventKind.UNVERIFIABLE, folder, f"its index cannot be kept: {told}")
