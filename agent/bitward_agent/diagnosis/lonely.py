@@ -28,6 +28,11 @@ _NOT_FINITE_SHARE = 1 / 100
 _NOT_FINITE_NATS = 20.0
 """That a trained tensor holds a number that is not finite by itself is taken to be so much less likely than its rarest number."""
 _PLAUSIBLE_NATS = 3.0
+_POPULATION_UP_NATS = 25.0
+_POPULATION_DOWN_NATS = 10.0
+"""That training left a few numbers of a tensor on their own, anywhere above or below the rest, is taken to be so unlikely; once for all of
+them together. Below it does happen: units that weight decay has put to sleep hold numbers of 1e-13 to 1e-40."""
+_OCTAVES_LOG = float(np.log(128))
 _FEWEST = 64
 """Tensors of fewer numbers have no census."""
 
@@ -101,22 +106,25 @@ def lonely(census: Census, weights: int, path: str) -> Iterator[Suspect]:
     below, above = _widest_gap(deviations[order]), _widest_gap(deviations[order[::-1]])
     low, high = float(deviations[order[below]]), float(deviations[order[-above - 1]])
     prior = make_prior(census, sampled, deviations[order[below : order.size - above]], low, high, columns)
-    ends = {int(at): "lonely-exponent" for at in (*order[:below], *order[order.size - above :])}
+    ends = {int(at): ("lonely-exponent", _POPULATION_DOWN_NATS / below) for at in order[:below]}
+    ends.update((int(at), ("lonely-exponent", _POPULATION_UP_NATS / above)) for at in order[order.size - above :])
     not_finite = np.flatnonzero(special)
     if form.special < census.exponents.size:
         count = int(census.exponents[form.special])
         if count and count <= min(_NOT_FINITE_LIMIT, series.count * _NOT_FINITE_SHARE):
-            ends.update((int(at), "not-finite") for at in not_finite)
+            ends.update((int(at), ("not-finite", _NOT_FINITE_NATS)) for at in not_finite)
     cost = float(np.log(max(weights, 1) * form.exponent_bits))
-    for at, kind in ends.items():
+    for at, (kind, population_nats) in ends.items():
         spot = _Spot(
             *(int(reading.numbers[at]), int(reading.bits[at]), int(reading.columns[at]), float(reading.medians[at])),
             float(deviations[at]),
         )
-        yield from _proposal(census, prior, spot, kind, cost, path)
+        yield from _proposal(census, prior, spot, kind, population_nats, cost, path)
 
 
-def _proposal(census: Census, prior: Prior, spot: _Spot, kind: str, cost: float, path: str) -> Iterator[Suspect]:
+def _proposal(
+    census: Census, prior: Prior, spot: _Spot, kind: str, population_nats: float, cost: float, path: str
+) -> Iterator[Suspect]:
     form, series = census.series.form, census.series
     bits = np.arange(form.mantissa_bits, form.mantissa_bits + form.exponent_bits)
     flipped = (np.uint64(spot.bits) ^ (np.uint64(1) << bits.astype(np.uint64))) & np.uint64(form.magnitude_mask)
@@ -125,10 +133,11 @@ def _proposal(census: Census, prior: Prior, spot: _Spot, kind: str, cost: float,
     best = int(stories.argmax())
     rarest = -float(np.log(max(series.count, 2)))
     if kind == "not-finite":
-        trained = rarest - _NOT_FINITE_NATS
+        trained = rarest - population_nats
         plausible = stories[best] > rarest - _PLAUSIBLE_NATS
     else:
         trained = float(prior.log_probability(np.array([spot.deviation]))[0])
+        trained = max(trained, rarest - _OCTAVES_LOG - population_nats)
         plausible = True
     score = float(stories[best]) - trained - cost
     if score < PROPOSAL_NATS and kind != "not-finite":
