@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bitward_agent.diagnosis.census import CensusTaker, Group
 from bitward_agent.diagnosis.facts import Suspect
-from bitward_agent.diagnosis.lonely import lonely
+from bitward_agent.diagnosis.lonely import PROPOSAL_NATS, lonely
 from bitward_agent.diagnosis.series import Series, series_of
 from bitward_agent.diagnosis.triage import triage
 from bitward_agent.io import OpenFile
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--flips", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bit", type=int, help="this bit of the exponent alone, 0 the lowest")
     parser.add_argument("--show", action="store_true", help="print every miss of a flip that makes a weight larger")
     args = parser.parse_args()
     print(f"{args.file.name}, {args.flips} flips, seed {args.seed}")
@@ -50,6 +51,8 @@ def main() -> None:
     tried: Counter[tuple[int, int]] = Counter()
     first: Counter[tuple[int, int]] = Counter()
     element: Counter[tuple[int, int]] = Counter()
+    ranked: Counter[tuple[int, int]] = Counter()
+    ranks: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copyfile(args.file, Path(scratch) / args.file.name))
         clean = triage([copy])
@@ -60,24 +63,34 @@ def main() -> None:
             for _ in range(args.flips):
                 (one,) = draw.choices(series, [some.count for some in series])
                 number = draw.randrange(one.count)
-                bit = one.form.mantissa_bits + draw.randrange(one.form.exponent_bits)
+                bit = one.form.mantissa_bits + (draw.randrange(one.form.exponent_bits) if args.bit is None else args.bit)
                 at = one.offset(number, bit)
                 byte = file.read(at, 1)[0]
                 up = 1 - (byte >> bit % 8 & 1)
                 file.write_all(bytes([byte ^ 1 << bit % 8]), at)
                 found = suspects_of(file, one, weights)
+                ahead = [other for other in clean.candidates if other.tensor != one.span.name]
+                place = one.index(number), bit
+                mine = next((some.score_nats for some in found if (some.index, some.bit) == place), None)
+                if mine is not None:
+                    ahead += [some for some in found if some.tensor == one.span.name]
+                    ranks.append(sum(some.score_nats > mine for some in ahead))
+                    ranked[bit - one.form.mantissa_bits, up] += ranks[-1] < 20
+                found = [some for some in found if some.score_nats >= PROPOSAL_NATS]
                 file.write_all(bytes([byte]), at)
                 key = bit - one.form.mantissa_bits, up
                 tried[key] += 1
                 hit = bool(found) and (found[0].index, found[0].bit) == (one.index(number), bit)
                 first[key] += hit
                 element[key] += bool(found) and found[0].index == one.index(number)
-                if args.show and up and not hit and key[0] >= 3:
-                    print("missed", one.span.name, one.index(number), key, [(f.bit, f.score_nats, f.words) for f in found[:2]])
-    print("exponent bit  0->1: exact bit first, weight first, of      1->0: exact bit first, weight first, of")
+                if args.show and up and not hit and key[0] >= 1:
+                    value = one.form.value(int.from_bytes(file.read(one.offset(number), one.form.item_bytes), "little"))
+                    print("missed", value, one.span.name, one.index(number), key, [(f.bit, f.score_nats, f.words) for f in found[:2]])
+    print("proposed: exact bit, weight; exact bit among the first 20 of proposals and candidates; of")
+    print("exponent bit  0->1                              1->0")
     for bit in sorted({bit for bit, _ in tried}, reverse=True):
-        cells = [(first[bit, up], element[bit, up], tried[bit, up]) for up in (1, 0)]
-        print(f"{bit:12d}  " + "      ".join(f"{a:6d} {b:6d} {n:6d} ({a / n if n else 0:6.1%})" for a, b, n in cells))
+        cells = [(first[bit, up], element[bit, up], ranked[bit, up], tried[bit, up]) for up in (1, 0)]
+        print(f"{bit:12d}  " + "      ".join(f"{a:5d} {b:5d} {c:5d} {n:5d} ({a / n if n else 0:6.1%})" for a, b, c, n in cells))
     print(f"all: {sum(first.values())} of {sum(tried.values())}")
 
 

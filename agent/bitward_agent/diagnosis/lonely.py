@@ -10,19 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from bitward_agent.diagnosis.census import Census
 from bitward_agent.diagnosis.facts import Step, Suspect
-from bitward_agent.diagnosis.priors import Floats, Prior, column_scales, make_prior, row_median, sample_rows
+from bitward_agent.diagnosis.priors import Floats, Prior, Rows, make_prior, read_rows, sample_rows, scales_of
 from bitward_agent.diagnosis.series import Bits
 from bitward_formats.frozen import dataclass
 
 PROPOSAL_NATS = 3.0
 """Least score of a proposal."""
+CANDIDATE_NATS = -6.0
+"""Least score of a candidate: worth a trial where there is a loss to decide it, and no more."""
+FEWEST = 64
+"""Series of fewer numbers have no census."""
 _CLUSTER_LIMIT = 16
 """Most lonely numbers at one end of a tensor that are told one by one."""
-_ROWS_READ = 24
+_ROWS_READ = 12
+"""Rows that are read for each way in which a row can stand out."""
+_ROWS_LIMIT_BYTES = 1 << 22
 _NOT_FINITE_LIMIT = 64
 _NOT_FINITE_SHARE = 1 / 100
 _NOT_FINITE_NATS = 20.0
@@ -33,132 +38,142 @@ _POPULATION_DOWN_NATS = 10.0
 """That training left a few numbers of a tensor on their own, anywhere above or below the rest, is taken to be so unlikely; once for all of
 them together. Below it does happen: units that weight decay has put to sleep hold numbers of 1e-13 to 1e-40."""
 _OCTAVES_LOG = float(np.log(128))
-_FEWEST = 64
-"""Tensors of fewer numbers have no census."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Spot:
-    """A number of a series: where, its bits, its row's median and its deviation (octaves)."""
+class Reading:
+    """A series' prior, and the numbers that stand out: flat arrays of rows, columns, bits and deviations (octaves).
 
-    number: int
-    bits: int
-    column: int
-    median: float
-    deviation: float
+    ``below`` and ``above`` index the lonely ones among them at either end, ``not_finite`` those that are no numbers (if they are few).
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Rows that were read: their numbers, flat. ``medians`` are those of each number's row."""
-
-    numbers: npt.NDArray[np.int64]
+    prior: Prior
+    rows: Rows
+    columns: Rows
     bits: Bits
-    columns: npt.NDArray[np.intp]
-    medians: Floats
+    deviations: Floats
+    below: Rows
+    above: Rows
+    not_finite: Rows
 
 
-def _read(census: Census, rows: npt.NDArray[np.intp]) -> _Reading:
-    length = census.series.row_length
-    values = [census.read_row(int(row)) for row in rows]
-    sizes = [some.size for some in values]
-    medians = [row_median(some, census.series.form) for some in values]
-    return _Reading(
-        np.concatenate([np.arange(size) + int(row) * length for row, size in zip(rows, sizes, strict=True)]),
-        np.concatenate(values),
-        np.concatenate([np.arange(size) for size in sizes]),
-        np.repeat(medians, sizes),
-    )
-
-
-def _interesting_rows(census: Census) -> npt.NDArray[np.intp]:
+def _interesting_rows(census: Census) -> Rows:
     """The rows whose largest or smallest numbers stand out most, by themselves and against the row's usual."""
     rows = census.top.size
-    if rows <= 4 * _ROWS_READ:
+    wanted = max(1, min(_ROWS_READ, _ROWS_LIMIT_BYTES // (census.series.row_length * census.series.form.item_bytes)))
+    if rows <= 4 * wanted:
         return np.arange(rows)
     usual = census.usual.astype(np.float64)
     top, low = census.top.astype(np.float64), census.low.astype(np.float64)
-    chosen = [np.argpartition(key, -_ROWS_READ)[-_ROWS_READ:] for key in (top, top - usual, -low, usual - low)]
+    keys = (top, top - usual, -low, usual - low)
+    chosen = [np.argpartition(key, -wanted)[-wanted:] for key in keys]
+    mantissa = census.series.form.mantissa_bits
+    chosen.append(np.flatnonzero((census.top >> census.top.dtype.type(mantissa)) >= census.series.form.special)[:_NOT_FINITE_LIMIT])
     return np.unique(np.concatenate(chosen))
 
 
-def _widest_gap(ordered: Floats) -> int:
-    """Of numbers that go away from the rest, in order: how many lie beyond the widest gap."""
-    steps = np.abs(np.diff(ordered[: _CLUSTER_LIMIT + 1]))
-    return int(steps.argmax()) + 1 if steps.size else 0
+def _lonely_ends(deviations: Floats, known: Rows) -> tuple[Rows, Rows]:
+    """Of the numbers ``known`` to be finite: those beyond the widest gap at the lower end, and at the upper end."""
+    number = min(_CLUSTER_LIMIT + 1, known.size)
+    values = deviations[known]
+    lowest = np.argpartition(values, number - 1)[:number]
+    lowest = lowest[np.argsort(values[lowest])]
+    highest = np.argpartition(values, -number)[-number:]
+    highest = highest[np.argsort(-values[highest])]
+    below = int(np.diff(values[lowest]).argmax()) + 1
+    above = int((-np.diff(values[highest])).argmax()) + 1
+    return known[lowest[:below]], known[highest[:above]]
+
+
+def read_ends(census: Census) -> Reading | None:
+    """Read what stands out in a series, and what its prior needs; None where there are too few numbers to tell."""
+    series, form = census.series, census.series.form
+    if series.count < FEWEST or census.exponents[1:].sum() < FEWEST:
+        return None
+    sampled = sample_rows(census)
+    rows = np.union1d(sampled, _interesting_rows(census))
+    grid = read_rows(census, rows)
+    magnitudes = grid & grid.dtype.type(form.magnitude_mask)
+    of_sample = np.searchsorted(rows, sampled)
+    scales = scales_of(census, sampled, magnitudes[of_sample])
+    deviations = scales.deviations(magnitudes, rows[:, None], np.arange(series.row_length))
+    special = (magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special
+    finite = ~special & (magnitudes > 0)
+    known = np.flatnonzero(finite)
+    if known.size < FEWEST:
+        return None
+    flat = deviations.reshape(-1)
+    below, above = _lonely_ends(flat, known)
+    inside = finite.copy().reshape(-1)
+    inside[below] = inside[above] = False
+    others = flat[inside]
+    sample = deviations[of_sample][inside.reshape(finite.shape)[of_sample]]
+    prior = make_prior(scales, series.count, sample, others, float(others.min()), float(others.max()))
+    count = int(census.exponents[form.special]) if form.special < census.exponents.size else 0
+    few = 0 < count <= min(_NOT_FINITE_LIMIT, series.count * _NOT_FINITE_SHARE)
+    not_finite = np.flatnonzero(special)[: _NOT_FINITE_LIMIT if few else 0]
+    kept = np.concatenate((below, above, not_finite))
+    row_at, columns = np.divmod(kept, series.row_length)
+    ends = np.cumsum([below.size, above.size])
+    places = np.arange(kept.size)
+    return Reading(prior, rows[row_at], columns, grid.reshape(-1)[kept], flat[kept], *np.split(places, ends))
 
 
 def lonely(census: Census, weights: int, path: str) -> Iterator[Suspect]:
-    """Suspects of a series in a model of ``weights`` numbers."""
-    series, form = census.series, census.series.form
-    if series.count < _FEWEST or not census.exponents[1:].any():
+    """Suspects of a series in a model of ``weights`` numbers, with scores from ``CANDIDATE_NATS`` on."""
+    reading = read_ends(census)
+    if reading is None:
         return
-    sampled = [(values, row_median(values, form)) for values in map(census.read_row, sample_rows(census))]
-    columns = column_scales(census, sampled)
-    reading = _read(census, _interesting_rows(census))
-    magnitudes = reading.bits & reading.bits.dtype.type(form.magnitude_mask)
-    special = (magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special
-    deviations = form.octaves(magnitudes) - reading.medians - columns[reading.columns]
-    finite = np.flatnonzero(~special & (magnitudes > 0))
-    if finite.size < _FEWEST:
-        return
-    order = finite[np.argsort(deviations[finite])]
-    below, above = _widest_gap(deviations[order]), _widest_gap(deviations[order[::-1]])
-    low, high = float(deviations[order[below]]), float(deviations[order[-above - 1]])
-    prior = make_prior(census, sampled, deviations[order[below : order.size - above]], low, high, columns)
-    ends = {int(at): ("lonely-exponent", _POPULATION_DOWN_NATS / below) for at in order[:below]}
-    ends.update((int(at), ("lonely-exponent", _POPULATION_UP_NATS / above)) for at in order[order.size - above :])
-    not_finite = np.flatnonzero(special)
-    if form.special < census.exponents.size:
-        count = int(census.exponents[form.special])
-        if count and count <= min(_NOT_FINITE_LIMIT, series.count * _NOT_FINITE_SHARE):
-            ends.update((int(at), ("not-finite", _NOT_FINITE_NATS)) for at in not_finite)
-    cost = float(np.log(max(weights, 1) * form.exponent_bits))
-    for at, (kind, population_nats) in ends.items():
-        spot = _Spot(
-            *(int(reading.numbers[at]), int(reading.bits[at]), int(reading.columns[at]), float(reading.medians[at])),
-            float(deviations[at]),
-        )
-        yield from _proposal(census, prior, spot, kind, population_nats, cost, path)
+    cost = float(np.log(max(weights, 1) * census.series.form.exponent_bits))
+    for ends, population_nats in ((reading.below, _POPULATION_DOWN_NATS), (reading.above, _POPULATION_UP_NATS)):
+        for at in ends:
+            trained = float(reading.prior.log_probability(reading.deviations[at : at + 1])[0])
+            rarest = -float(np.log(census.series.count))
+            trained = max(trained, rarest - _OCTAVES_LOG - population_nats / ends.size)
+            yield from _proposal(census, reading, int(at), trained + cost, path)
+    for at in reading.not_finite:
+        yield from _not_finite(census, reading, int(at), cost, path)
 
 
-def _proposal(
-    census: Census, prior: Prior, spot: _Spot, kind: str, population_nats: float, cost: float, path: str
-) -> Iterator[Suspect]:
-    form, series = census.series.form, census.series
+def _stories(census: Census, reading: Reading, at: int) -> tuple[int, float]:
+    """The bit whose un-flipping gives the likeliest number, and ln of how likely that is."""
+    form = census.series.form
     bits = np.arange(form.mantissa_bits, form.mantissa_bits + form.exponent_bits)
-    flipped = (np.uint64(spot.bits) ^ (np.uint64(1) << bits.astype(np.uint64))) & np.uint64(form.magnitude_mask)
-    stories = prior.log_probability(prior.deviations(flipped, spot.median, np.full(bits.size, spot.column)))
-    stories[(flipped >> np.uint64(form.mantissa_bits)) >= form.special] = -np.inf
-    best = int(stories.argmax())
-    rarest = -float(np.log(max(series.count, 2)))
-    if kind == "not-finite":
-        trained = rarest - population_nats
-        plausible = stories[best] > rarest - _PLAUSIBLE_NATS
-    else:
-        trained = float(prior.log_probability(np.array([spot.deviation]))[0])
-        trained = max(trained, rarest - _OCTAVES_LOG - population_nats)
-        plausible = True
-    score = float(stories[best]) - trained - cost
-    if score < PROPOSAL_NATS and kind != "not-finite":
-        return
-    bit = int(bits[best])
-    found, correct = form.value(spot.bits), form.value(spot.bits ^ (1 << bit))
-    name = series.span.name
-    index = series.index(spot.number)
-    told = f"{name}[{', '.join(map(str, index))}]"
-    if not plausible:
-        words = f"{told} is {found}, and no single bit explains it"
-        yield Suspect(
-            *(Step.TRIAGE, kind, path, name, index, None, "", series.offset(spot.number), form.item_bytes, found, None),
-            *(max(score, 0.0), words),
-        )
-        return
-    words = f"{told} is {_short(found)}; with bit {bit + series.first_bit} turned back {_short(correct)}, as its row and tensor let expect"
-    yield Suspect(
-        *(Step.TRIAGE, kind, path, name, index, bit + series.first_bit, series.field(bit), series.offset(spot.number, bit)),
-        *(form.item_bytes, found, correct, score, words),
-    )
+    kind = reading.bits.dtype.type
+    flipped = (reading.bits[at] ^ (kind(1) << bits.astype(reading.bits.dtype))) & kind(form.magnitude_mask)
+    likely = reading.prior.log_prior_nats(int(reading.rows[at]), int(reading.columns[at]), flipped)
+    best = int(likely.argmax())
+    return int(bits[best]), float(likely[best])
+
+
+def _proposal(census: Census, reading: Reading, at: int, threshold: float, path: str) -> Iterator[Suspect]:
+    bit, likely = _stories(census, reading, at)
+    if likely - threshold >= CANDIDATE_NATS:
+        yield _suspect(census, reading, at, bit, "lonely-exponent", likely - threshold, path)
+
+
+def _not_finite(census: Census, reading: Reading, at: int, cost: float, path: str) -> Iterator[Suspect]:
+    bit, likely = _stories(census, reading, at)
+    rarest = -float(np.log(census.series.count))
+    score = max(likely - rarest + _NOT_FINITE_NATS - cost, 0.0)
+    plausible = likely > rarest - _PLAUSIBLE_NATS
+    yield _suspect(census, reading, at, bit if plausible else None, "not-finite", score, path)
+
+
+def _suspect(census: Census, reading: Reading, at: int, bit: int | None, kind: str, score: float, path: str) -> Suspect:
+    series, form = census.series, census.series.form
+    number = int(reading.rows[at]) * series.row_length + int(reading.columns[at])
+    index, bits = series.index(number), int(reading.bits[at])
+    found, name = form.value(bits), series.span.name
+    told = f"{name}[{', '.join(map(str, index))}] is {_short(found)}"
+    if bit is None:
+        words = f"{told}, and no single bit explains it"
+        place = (path, name, index, None, "", series.offset(number), form.item_bytes)
+        return Suspect(Step.TRIAGE, kind, *place, found, None, score, words)
+    correct = form.value(bits ^ (1 << bit))
+    place = (path, name, index, bit + series.first_bit, series.field(bit), series.offset(number, bit), form.item_bytes)
+    words = f"{told}; with bit {bit + series.first_bit} turned back {_short(correct)}, as its row and tensor let expect"
+    return Suspect(Step.TRIAGE, kind, *place, found, correct, score, words)
 
 
 def _short(value: float | int | str) -> str:

@@ -1,9 +1,9 @@
 """How likely a number is where it stands, before any model is run: from its row, its column and its tensor.
 
-A number's magnitude is told in octaves (about log2) above what its row and column let expect: the row's median and the column's mean
-deviation from it. Of a tensor's deviations a sample is counted; between the counts the logarithm of the probability is a straight line,
-and beyond the last ones it falls on with the slope that the tail has. What the tail looks like comes from the data alone: large tensors
-hold small numbers by chance (half as many with each octave), trained ones hold outliers, and quantised ones neither.
+A number's magnitude is told in octaves (about log2) above what its row and column let expect: the mean of the row, and the mean by which
+numbers at this place of sampled rows deviate from theirs. Of a tensor's deviations a sample is counted; between the counts the logarithm of
+the probability is a straight line, and beyond the last ones it falls on as steeply as the tail ends. What the tail is like comes from the
+data alone: large tensors hold small numbers by chance (half as many with each octave), trained ones hold outliers, quantised ones neither.
 """
 
 from __future__ import annotations
@@ -15,41 +15,50 @@ from bitward_agent.diagnosis.census import Census
 from bitward_agent.diagnosis.series import Bits, FloatForm
 from bitward_formats.frozen import dataclass
 
-SAMPLE_ROWS = 64
+SAMPLE_ROWS = 32
 """Rows that are read for a tensor's prior."""
-SAMPLE_LIMIT = 1 << 17
-"""Most numbers of a sample, if rows are long."""
+SAMPLE_LIMIT = 1 << 16
+"""Most numbers of a sample, if rows are long; at least one row is read."""
 _COLUMN_ROWS = 16
 """Fewest sampled rows that tell a column's scale."""
-_TAIL_OCTAVES = 4
-_STEEPEST_UP = 8.0
+_DEAD_ROW_OCTAVES = 4.0
+"""A row that lies further below its tensor has no scale of its own: units that training has put to sleep hold noise of any size."""
+_STEEPEST_UP = 20.0
 _STEEPEST_DOWN = 1.0
-"""A density that is not zero at zero halves with each octave down; nothing is taken to fall faster."""
+"""Powers of two per octave. A density that is not zero at zero halves with each octave down; nothing is taken to fall faster."""
 _GENTLEST = 0.5
 
 Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What a number of a series is held against: octaves for each ``rows`` (all of the tensor's) and for each place in a row, added."""
+
+    form: FloatForm
+    rows: Floats
+    columns: Floats
+
+    def deviations(self, magnitudes: Bits, rows: Rows, columns: Rows) -> Floats:
+        """Octaves above what the row and the column let expect; the three arrays are broadcast."""
+        found: Floats = self.form.octaves(magnitudes) - self.rows[rows] - self.columns[columns]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What a tensor's numbers are like. ``columns`` are octaves by place in the row, 0 where nothing is known of it.
+    """How deviations are distributed in a tensor.
 
     ``at`` and ``log_density`` are the knots (octaves of deviation, ln of the probability of that octave); beyond them it falls by ``fall_up``
-    and ``fall_down`` nats per octave. ``count`` numbers are in the tensor.
+    and ``fall_down`` nats per octave.
     """
 
-    form: FloatForm
-    count: int
-    columns: Floats
+    scales: Scales
     at: Floats
     log_density: Floats
     fall_up: float
     fall_down: float
-
-    def deviations(self, magnitudes: Bits, row_median: float | Floats, columns: npt.NDArray[np.intp]) -> Floats:
-        """Octaves above what the row and the column let expect."""
-        found: Floats = self.form.octaves(magnitudes) - row_median - self.columns[columns]
-        return found
 
     def log_probability(self, deviations: Floats) -> Floats:
         """ln of the probability that a number deviates so, to the octave."""
@@ -58,71 +67,67 @@ class Prior:
         below = np.maximum(self.at[0] - deviations, 0.0) * self.fall_down
         return inside - above - below
 
+    def log_prior_nats(self, row: int, column: int, magnitudes: Bits) -> Floats:
+        """ln of the probability of some magnitudes (as bits) at one place; what is not finite is impossible."""
+        found = self.log_probability(self.scales.deviations(magnitudes, np.intp(row), np.intp(column)))
+        form = self.scales.form
+        return np.where((magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special, -np.inf, found)
 
-def row_median(values: Bits, form: FloatForm) -> float:
-    """The median of a row's magnitudes, of those that are neither zero nor special, in octaves; of an empty row that of zero."""
-    magnitudes = values & values.dtype.type(form.magnitude_mask)
-    some = magnitudes[(magnitudes > 0) & ((magnitudes >> values.dtype.type(form.mantissa_bits)) < form.special)]
-    return float(form.octaves(np.median(some))) if some.size else float(-form.bias)
 
-
-def sample_rows(census: Census) -> npt.NDArray[np.intp]:
+def sample_rows(census: Census) -> Rows:
     """Which rows stand for all: evenly spread."""
     series = census.series
     number = min(SAMPLE_ROWS, max(1, SAMPLE_LIMIT // series.row_length), series.row_count)
     return np.linspace(0, series.row_count - 1, number).astype(np.intp)
 
 
-def _steepness(deviations: Floats, weights: float, edge: float, direction: int) -> float:
-    """How many times, as a power of two, the numbers beyond some deviation get fewer with each octave, up to the edge where one is left."""
-    beyond = [
-        max(1.0, float((direction * (deviations - edge) >= -octaves).sum()) * weights) for octaves in range(1, _TAIL_OCTAVES + 1)
-    ]
-    return min(float(np.log2((some + 1) / 2)) / octaves for octaves, some in enumerate(beyond, 1))
+def read_rows(census: Census, rows: Rows) -> Bits:
+    """Rows as bits; where the last one is short, zeros follow."""
+    grid = np.zeros((rows.size, census.series.row_length), np.dtype(f"=u{census.series.form.item_bytes}"))
+    for at, row in enumerate(rows):
+        values = census.read_row(int(row))
+        grid[at, : values.size] = values
+    return grid
 
 
-def make_prior(census: Census, sampled: list[tuple[Bits, float]], extremes: Floats, low: float, high: float, columns: Floats) -> Prior:
-    """A prior from sampled rows (values, their median), with the tensor's ends that count as its own: deviations from ``low`` to ``high``.
+def scales_of(census: Census, rows: Rows, magnitudes: Bits) -> Scales:
+    """The scales of a series, from its census and sampled rows (``magnitudes`` without signs)."""
+    form = census.series.form
+    usual = form.octaves(census.usual)
+    usual = np.maximum(usual, np.median(usual) - _DEAD_ROW_OCTAVES)
+    columns = np.zeros(census.series.row_length)
+    if rows.size >= _COLUMN_ROWS:
+        columns = np.median(form.octaves(magnitudes) - usual[rows, None], axis=0)
+        # Rows of zeros and special numbers say nothing of a column.
+        columns = np.where(np.abs(columns) < form.bias // 2, columns, 0.0)
+    return Scales(form, usual, columns)
 
-    ``extremes`` are deviations of further numbers near the ends, each counted once.
+
+def _steepness(beyond: float) -> float:
+    """How steeply, as powers of two per octave, a tail ends that has so many numbers in the last octave before its end."""
+    return float(np.log2((max(beyond, 1.0) + 1.0) / 2.0))
+
+
+def make_prior(scales: Scales, count: int, sample: Floats, extremes: Floats, low: float, high: float) -> Prior:
+    """A prior for a series of ``count`` numbers, whose own deviations reach from ``low`` to ``high``.
+
+    ``sample`` are the deviations of sampled rows, ``extremes`` those of rows that reach furthest.
     """
-    form, count = census.series.form, census.series.count
-    parts = []
-    for values, median in sampled:
-        magnitudes = values & values.dtype.type(form.magnitude_mask)
-        kept = (magnitudes > 0) & ((magnitudes >> values.dtype.type(form.mantissa_bits)) < form.special)
-        parts.append((form.octaves(magnitudes) - median - columns[: magnitudes.size])[kept])
-    found = np.concatenate(parts) if parts else np.zeros(0)
-    found = found[(found >= low) & (found <= high)]
-    if not found.size:
-        found = np.zeros(1)
-    bins = np.floor(found).astype(np.int64)
+    sample = sample[(sample >= low) & (sample <= high)]
+    if not sample.size:
+        sample = np.array([low, high])
+    bins = np.floor(sample).astype(np.int64)
     base = int(bins.min())
     counted = np.bincount(bins - base)
     filled = np.flatnonzero(counted)
-    at = filled + base + 0.5
-    log_density = np.log(counted[filled] / found.size)
-    rarest = -np.log(max(count, 2))
-    # The ends of the tensor itself: one number of all is there.
+    at, log_density = filled + base + 0.5, np.log(counted[filled] / sample.size)
+    # At its ends a tensor has one number: rarer than any octave of the sample, or the sample is all there is.
+    rarest = -float(np.log(max(count, 2)))
     at = np.concatenate(([min(low, at[0] - 0.5)], at, [max(high, at[-1] + 0.5)]))
     log_density = np.concatenate(([rarest], log_density, [rarest]))
-    scaled = count / found.size
-    fall_up = max(_steepness(found, scaled, high, 1), 0.0)
-    fall_down = max(_steepness(found, scaled, low, -1), 0.0)
-    if extremes.size:
-        fall_up = min(fall_up, _steepness(np.concatenate((found, extremes)), 1.0, high, 1)) if found.size >= count else fall_up
-    fall_up = float(np.clip(fall_up, _GENTLEST, _STEEPEST_UP)) * float(np.log(2))
-    fall_down = float(np.clip(fall_down, _GENTLEST, _STEEPEST_DOWN)) * float(np.log(2))
-    return Prior(form, count, columns, at, log_density, fall_up, fall_down)
-
-
-def column_scales(census: Census, sampled: list[tuple[Bits, float]]) -> Floats:
-    """The mean deviation of each place in the row, where enough rows were sampled; else 0."""
-    length, form = census.series.row_length, census.series.form
-    whole = [(values, median) for values, median in sampled if values.size == length]
-    if len(whole) < _COLUMN_ROWS:
-        return np.zeros(length)
-    grid = np.stack([values for values, _ in whole])
-    magnitudes = grid & grid.dtype.type(form.magnitude_mask)
-    octaves = form.octaves(magnitudes) - np.array([median for _, median in whole])[:, None]
-    return np.asarray(np.median(octaves, axis=0), np.float64)
+    scaled = count / sample.size
+    up = max((sample > high - 1).sum() * scaled, (extremes > high - 1).sum())
+    down = max((sample < low + 1).sum() * scaled, (extremes < low + 1).sum())
+    fall_up = float(np.clip(_steepness(float(up)), _GENTLEST, _STEEPEST_UP)) * float(np.log(2))
+    fall_down = float(np.clip(_steepness(float(down)), _GENTLEST, _STEEPEST_DOWN)) * float(np.log(2))
+    return Prior(scales, at, log_density, fall_up, fall_down)

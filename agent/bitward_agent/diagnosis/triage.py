@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bitward_agent.diagnosis.census import CensusTaker, Group
 from bitward_agent.diagnosis.facts import Suspect
-from bitward_agent.diagnosis.lonely import lonely
+from bitward_agent.diagnosis.lonely import PROPOSAL_NATS, lonely
 from bitward_agent.diagnosis.series import Series, series_of
 from bitward_agent.errors import InputError
 from bitward_agent.findings import Progress, ProgressSink
@@ -25,6 +25,9 @@ from bitward_agent.scan import default_jobs
 from bitward_agent.units import list_unit
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role
+
+
+CANDIDATES_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,18 @@ class ExponentHistogram:
 
 @dataclass(frozen=True, slots=True)
 class TriageReport:
-    """``suspects`` by falling score; those with a ``bit`` are proposals, the others words. ``bytes`` were read of tensors."""
+    """``suspects`` by falling score; those with a ``bit`` are proposals, the others words. ``bytes`` were read of tensors.
+
+    ``candidates`` are the likeliest un-flips of those that the census alone does not justify, at most ``CANDIDATES_LIMIT``: clean models
+    have them too. They are for steps that can try them.
+    """
 
     suspects: tuple[Suspect, ...]
     bytes: int
     seconds: float
     histograms: tuple[ExponentHistogram, ...]
     notes: tuple[str, ...] = ()
+    candidates: tuple[Suspect, ...] = ()
 
 
 class _Triage:
@@ -130,9 +138,11 @@ def triage(
         state = _Triage(jobs or default_jobs(), progress, total_bytes, weights)
         for file, layout, series in opened:
             state.examine(file, layout, series)
-    suspects = sorted(state.suspects, key=lambda one: (-one.score_nats, one.path, one.offset))
+    ordered = sorted(state.suspects, key=lambda one: (-one.score_nats, one.path, one.offset))
+    suspects = tuple(one for one in ordered if one.score_nats >= PROPOSAL_NATS or one.bit is None)
+    candidates = tuple(one for one in ordered if one.score_nats < PROPOSAL_NATS and one.bit is not None)[:CANDIDATES_LIMIT]
     histograms = sorted(state.histograms, key=lambda one: (one.path, one.tensor, one.part))
-    return TriageReport(tuple(suspects), state.done_bytes, time.perf_counter() - started, tuple(histograms))
+    return TriageReport(suspects, state.done_bytes, time.perf_counter() - started, tuple(histograms), (), candidates)
 
 
 def best_proposals(report: TriageReport) -> tuple[Suspect, ...]:
