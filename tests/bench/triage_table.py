@@ -31,7 +31,7 @@ def suspects_of(file: OpenFile, series: Series, weights: int) -> list[Suspect]:
 
     def on_tensor(group: Group) -> None:
         for census in group.censuses:
-            found.extend(lonely(census, weights, file.path))
+            found.extend(lonely(census, weights))
 
     layout = layout_of_file(file, file.state().size)
     CensusTaker(file, dataclasses.replace(layout, spans=(series.span,)), [series], on_tensor).run(1)

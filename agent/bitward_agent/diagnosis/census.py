@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bitward_agent.diagnosis.series import Bits, Series
+from bitward_agent.diagnosis.series import Bits, FloatForm, Series
 from bitward_agent.io import OpenFile
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = 4096
+
+
+class Countable(Protocol):
+    """What numbers in rows are to those who judge them: the fields of ``Census``."""
+
+    @property
+    def exponents(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def top(self) -> Bits: ...
+    @property
+    def low(self) -> Bits: ...
+    @property
+    def usual(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def form(self) -> FloatForm: ...
+    @property
+    def row_length(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def column_rows(self) -> int: ...
+
+    def place(self, row: int, column: int) -> tuple[str, Series, int]: ...
+
+    def read_row(self, row: int) -> Bits: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +61,27 @@ class Census:
     top: Bits
     low: Bits
     usual: npt.NDArray[np.float32]
+
+    @property
+    def form(self) -> FloatForm:
+        return self.series.form
+
+    @property
+    def column_rows(self) -> int:
+        """Fewest sampled rows that tell a column's scale."""
+        return 16
+
+    @property
+    def row_length(self) -> int:
+        return self.series.row_length
+
+    @property
+    def count(self) -> int:
+        return self.series.count
+
+    def place(self, row: int, column: int) -> tuple[str, Series, int]:
+        """Where a number is: (file, series, number in it)."""
+        return self.file.path, self.series, row * self.series.row_length + column
 
     def read_row(self, row: int) -> Bits:
         """The numbers of a row as bits."""

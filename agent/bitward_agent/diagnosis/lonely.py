@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bitward_agent.diagnosis.census import Census
+from bitward_agent.diagnosis.census import Countable
 from bitward_agent.diagnosis.facts import Step, Suspect
 from bitward_agent.diagnosis.priors import Floats, Prior, Rows, make_prior, read_rows, sample_rows, scales_of
 from bitward_agent.diagnosis.series import Bits
@@ -62,18 +62,18 @@ class Reading:
     not_finite: Rows
 
 
-def _interesting_rows(census: Census) -> Rows:
+def _interesting_rows(census: Countable) -> Rows:
     """The rows whose largest or smallest numbers stand out most, by themselves and against the row's usual."""
     rows = census.top.size
-    wanted = max(1, min(_ROWS_READ, _ROWS_LIMIT_BYTES // (census.series.row_length * census.series.form.item_bytes)))
+    wanted = max(1, min(_ROWS_READ, _ROWS_LIMIT_BYTES // (census.row_length * census.form.item_bytes)))
     if rows <= 4 * wanted:
         return np.arange(rows)
     usual = census.usual.astype(np.float64)
     top, low = census.top.astype(np.float64), census.low.astype(np.float64)
     keys = (top, top - usual, -low, usual - low)
     chosen = [np.argpartition(key, -wanted)[-wanted:] for key in keys]
-    mantissa = census.series.form.mantissa_bits
-    chosen.append(np.flatnonzero((census.top >> census.top.dtype.type(mantissa)) >= census.series.form.special)[:_NOT_FINITE_LIMIT])
+    mantissa = census.form.mantissa_bits
+    chosen.append(np.flatnonzero((census.top >> census.top.dtype.type(mantissa)) >= census.form.special)[:_NOT_FINITE_LIMIT])
     return np.unique(np.concatenate(chosen))
 
 
@@ -90,10 +90,10 @@ def _lonely_ends(deviations: Floats, known: Rows) -> tuple[Rows, Rows]:
     return known[lowest[:below]], known[highest[:above]]
 
 
-def read_ends(census: Census) -> Reading | None:
+def read_ends(census: Countable) -> Reading | None:
     """Read what stands out in a series, and what its prior needs; None where there are too few numbers to tell."""
-    series, form = census.series, census.series.form
-    if series.count < FEWEST or census.exponents[1:].sum() < FEWEST:
+    form = census.form
+    if census.count < FEWEST or census.exponents[1:].sum() < FEWEST:
         return None
     sampled = sample_rows(census)
     rows = np.union1d(sampled, _interesting_rows(census))
@@ -101,7 +101,7 @@ def read_ends(census: Census) -> Reading | None:
     magnitudes = grid & grid.dtype.type(form.magnitude_mask)
     of_sample = np.searchsorted(rows, sampled)
     scales = scales_of(census, sampled, magnitudes[of_sample])
-    deviations = scales.deviations(magnitudes, rows[:, None], np.arange(series.row_length))
+    deviations = scales.deviations(magnitudes, rows[:, None], np.arange(census.row_length))
     special = (magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special
     finite = ~special & (magnitudes > 0)
     known = np.flatnonzero(finite)
@@ -113,26 +113,26 @@ def read_ends(census: Census) -> Reading | None:
     inside[below] = inside[above] = False
     others = flat[inside]
     sample = deviations[of_sample][inside.reshape(finite.shape)[of_sample]]
-    prior = make_prior(scales, series.count, sample, others, float(others.min()), float(others.max()))
+    prior = make_prior(scales, census.count, sample, others, float(others.min()), float(others.max()))
     count = int(census.exponents[form.special]) if form.special < census.exponents.size else 0
-    few = 0 < count <= min(_NOT_FINITE_LIMIT, series.count * _NOT_FINITE_SHARE)
+    few = 0 < count <= min(_NOT_FINITE_LIMIT, census.count * _NOT_FINITE_SHARE)
     not_finite = np.flatnonzero(special)[: _NOT_FINITE_LIMIT if few else 0]
     largest = float(form.octaves(magnitudes.reshape(-1)[inside].max()))
     kept = np.concatenate((below, above, not_finite))
-    row_at, columns = np.divmod(kept, series.row_length)
+    row_at, columns = np.divmod(kept, census.row_length)
     ends = np.cumsum([below.size, above.size])
     places = np.arange(kept.size)
     return Reading(prior, largest, rows[row_at], columns, grid.reshape(-1)[kept], flat[kept], *np.split(places, ends))
 
 
-def lonely(census: Census, weights: int, path: str) -> Iterator[Suspect]:
+def lonely(census: Countable, weights: int) -> Iterator[Suspect]:
     """Suspects of a series in a model of ``weights`` numbers, with scores from ``CANDIDATE_NATS`` on."""
     reading = read_ends(census)
     if reading is None:
         return
-    form = census.series.form
+    form = census.form
     cost = float(np.log(max(weights, 1) * form.exponent_bits))
-    rarest = -float(np.log(census.series.count))
+    rarest = -float(np.log(census.count))
     for ends in (reading.below, reading.above):
         for at in ends:
             trained = float(reading.prior.log_probability(reading.deviations[at : at + 1])[0])
@@ -143,14 +143,14 @@ def lonely(census: Census, weights: int, path: str) -> Iterator[Suspect]:
                 gap = max(0.0, float(form.octaves(magnitude)) - reading.largest)
                 alone = min(_OUTLIER_NATS + _OUTLIER_FALL * gap * ends.size, _AWAKE_NATS) / ends.size
             trained = max(trained, rarest - _OCTAVES_LOG - alone)
-            yield from _proposal(census, reading, int(at), trained + cost, path)
+            yield from _proposal(census, reading, int(at), trained + cost)
     for at in reading.not_finite:
-        yield from _not_finite(census, reading, int(at), cost, path)
+        yield from _not_finite(census, reading, int(at), cost)
 
 
-def _stories(census: Census, reading: Reading, at: int) -> tuple[int, float]:
+def _stories(census: Countable, reading: Reading, at: int) -> tuple[int, float]:
     """The bit whose un-flipping gives the likeliest number, and ln of how likely that is."""
-    form = census.series.form
+    form = census.form
     bits = np.arange(form.mantissa_bits, form.mantissa_bits + form.exponent_bits)
     kind = reading.bits.dtype.type
     flipped = (reading.bits[at] ^ (kind(1) << bits.astype(reading.bits.dtype))) & kind(form.magnitude_mask)
@@ -159,23 +159,23 @@ def _stories(census: Census, reading: Reading, at: int) -> tuple[int, float]:
     return int(bits[best]), float(likely[best])
 
 
-def _proposal(census: Census, reading: Reading, at: int, threshold: float, path: str) -> Iterator[Suspect]:
+def _proposal(census: Countable, reading: Reading, at: int, threshold: float) -> Iterator[Suspect]:
     bit, likely = _stories(census, reading, at)
     if likely - threshold >= CANDIDATE_NATS:
-        yield _suspect(census, reading, at, bit, "lonely-exponent", likely - threshold, path)
+        yield _suspect(census, reading, at, bit, "lonely-exponent", likely - threshold)
 
 
-def _not_finite(census: Census, reading: Reading, at: int, cost: float, path: str) -> Iterator[Suspect]:
+def _not_finite(census: Countable, reading: Reading, at: int, cost: float) -> Iterator[Suspect]:
     bit, likely = _stories(census, reading, at)
-    rarest = -float(np.log(census.series.count))
+    rarest = -float(np.log(census.count))
     score = max(likely - rarest + _NOT_FINITE_NATS - cost, 0.0)
     plausible = likely > rarest - _PLAUSIBLE_NATS
-    yield _suspect(census, reading, at, bit if plausible else None, "not-finite", score, path)
+    yield _suspect(census, reading, at, bit if plausible else None, "not-finite", score)
 
 
-def _suspect(census: Census, reading: Reading, at: int, bit: int | None, kind: str, score: float, path: str) -> Suspect:
-    series, form = census.series, census.series.form
-    number = int(reading.rows[at]) * series.row_length + int(reading.columns[at])
+def _suspect(census: Countable, reading: Reading, at: int, bit: int | None, kind: str, score: float) -> Suspect:
+    path, series, number = census.place(int(reading.rows[at]), int(reading.columns[at]))
+    form = census.form
     index, bits = series.index(number), int(reading.bits[at])
     found, name = form.value(bits), series.span.name
     told = f"{name}[{', '.join(map(str, index))}] is {_short(found)}"

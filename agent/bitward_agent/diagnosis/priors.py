@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitward_agent.diagnosis.census import Census
+from bitward_agent.diagnosis.census import Countable
 from bitward_agent.diagnosis.series import Bits, FloatForm
 from bitward_formats.frozen import dataclass
 
@@ -19,8 +19,6 @@ SAMPLE_ROWS = 32
 """Rows that are read for a tensor's prior."""
 SAMPLE_LIMIT = 1 << 16
 """Most numbers of a sample, if rows are long; at least one row is read."""
-_COLUMN_ROWS = 16
-"""Fewest sampled rows that tell a column's scale."""
 _DEAD_ROW_OCTAVES = 4.0
 """A row that lies further below its tensor has no scale of its own: units that training has put to sleep hold noise of any size."""
 _STEEPEST_UP = 20.0
@@ -74,29 +72,29 @@ class Prior:
         return np.where((magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special, -np.inf, found)
 
 
-def sample_rows(census: Census) -> Rows:
+def sample_rows(census: Countable) -> Rows:
     """Which rows stand for all: evenly spread."""
-    series = census.series
-    number = min(SAMPLE_ROWS, max(1, SAMPLE_LIMIT // series.row_length), series.row_count)
-    return np.linspace(0, series.row_count - 1, number).astype(np.intp)
+    rows = census.top.size
+    number = min(SAMPLE_ROWS, max(1, SAMPLE_LIMIT // census.row_length), rows)
+    return np.linspace(0, rows - 1, number).astype(np.intp)
 
 
-def read_rows(census: Census, rows: Rows) -> Bits:
+def read_rows(census: Countable, rows: Rows) -> Bits:
     """Rows as bits; where the last one is short, zeros follow."""
-    grid = np.zeros((rows.size, census.series.row_length), np.dtype(f"=u{census.series.form.item_bytes}"))
+    grid = np.zeros((rows.size, census.row_length), np.dtype(f"=u{census.form.item_bytes}"))
     for at, row in enumerate(rows):
         values = census.read_row(int(row))
         grid[at, : values.size] = values
     return grid
 
 
-def scales_of(census: Census, rows: Rows, magnitudes: Bits) -> Scales:
+def scales_of(census: Countable, rows: Rows, magnitudes: Bits) -> Scales:
     """The scales of a series, from its census and sampled rows (``magnitudes`` without signs)."""
-    form = census.series.form
+    form = census.form
     usual = form.octaves(census.usual)
     usual = np.maximum(usual, np.median(usual) - _DEAD_ROW_OCTAVES)
-    columns = np.zeros(census.series.row_length)
-    if rows.size >= _COLUMN_ROWS:
+    columns = np.zeros(census.row_length)
+    if rows.size >= census.column_rows:
         columns = np.median(form.octaves(magnitudes) - usual[rows, None], axis=0)
         # Rows of zeros and special numbers say nothing of a column.
         columns = np.where(np.abs(columns) < form.bias // 2, columns, 0.0)

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bitward_agent.diagnosis.census import CensusTaker, Group
+from bitward_agent.diagnosis.census import Census, CensusTaker, Group
 from bitward_agent.diagnosis.facts import Suspect
 from bitward_agent.diagnosis.lonely import PROPOSAL_NATS, lonely
+from bitward_agent.diagnosis.lost_pages import LostPages
 from bitward_agent.diagnosis.series import Series, series_of
+from bitward_agent.diagnosis.siblings import is_vector, stacks
 from bitward_agent.errors import InputError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.io import DISK, Disk, OpenFile, resolve
@@ -24,7 +26,7 @@ from bitward_agent.neighbours import layout_of_file
 from bitward_agent.scan import default_jobs
 from bitward_agent.units import list_unit
 from bitward_formats.frozen import dataclass
-from bitward_formats.spans import Layout, Role
+from bitward_formats.spans import Layout, Role, Span
 
 
 CANDIDATES_LIMIT = 256
@@ -67,6 +69,8 @@ class _Triage:
         self.jobs, self.progress, self.total_bytes, self.weights = jobs, progress, total_bytes, weights
         self.suspects: list[Suspect] = []
         self.histograms: list[ExponentHistogram] = []
+        self.vectors: list[Census] = []
+        self.lost_pages = LostPages()
         self.done_bytes = 0
         self.lock = threading.Lock()
 
@@ -77,7 +81,7 @@ class _Triage:
             suspects: list[Suspect] = []
             histograms: list[ExponentHistogram] = []
             for part, census in enumerate(group.censuses):
-                suspects += lonely(census, self.weights, file.path)
+                suspects += lonely(census, self.weights)
                 filled = census.exponents.nonzero()[0]
                 if filled.size:
                     first, last = int(filled[0]), int(filled[-1])
@@ -89,13 +93,32 @@ class _Triage:
             with self.lock:
                 self.suspects += suspects
                 self.histograms += histograms
+                self.vectors += filter(is_vector, group.censuses)
+
+        def on_pages(span: Span, view: memoryview, offset: int, own_bytes: int) -> None:
+            self.lost_pages.add(file, span, view, offset, own_bytes)
 
         def on_bytes(count: int) -> None:
             self.done_bytes += count
             if self.progress:
                 self.progress(Progress("triage", file.path, self.done_bytes, self.total_bytes))
 
-        CensusTaker(file, layout, series, on_tensor, None, on_bytes).run(self.jobs)
+        CensusTaker(file, layout, series, on_tensor, on_pages, on_bytes).run(self.jobs)
+
+    def compare(self) -> None:
+        """What only all files together show, while they are open."""
+        for stack in stacks(sorted(self.vectors, key=lambda one: (one.file.path, one.series.span.offset))):
+            self.suspects += lonely(stack, self.weights)
+        self.suspects += self.lost_pages.suspects()
+
+
+def _ordered(suspects: list[Suspect]) -> list[Suspect]:
+    """By falling score; of several stories of one element the likeliest."""
+    ordered = sorted(suspects, key=lambda one: (-one.score_nats, one.path, one.offset))
+    first: dict[tuple[str, str, tuple[int, ...], int], Suspect] = {}
+    for one in ordered:
+        first.setdefault((one.path, one.tensor, one.index, one.length_bytes), one)
+    return list(first.values())
 
 
 def _files(paths: Sequence[Path | str]) -> list[str]:
@@ -138,7 +161,8 @@ def triage(
         state = _Triage(jobs or default_jobs(), progress, total_bytes, weights)
         for file, layout, series in opened:
             state.examine(file, layout, series)
-    ordered = sorted(state.suspects, key=lambda one: (-one.score_nats, one.path, one.offset))
+        state.compare()
+    ordered = _ordered(state.suspects)
     suspects = tuple(one for one in ordered if one.score_nats >= PROPOSAL_NATS or one.bit is None)
     candidates = tuple(one for one in ordered if one.score_nats < PROPOSAL_NATS and one.bit is not None)[:CANDIDATES_LIMIT]
     histograms = sorted(state.histograms, key=lambda one: (one.path, one.tensor, one.part))
