@@ -24,6 +24,9 @@ from bitward_agent.diagnosis.triage import triage
 from bitward_agent.io import OpenFile
 from bitward_agent.neighbours import layout_of_file
 
+Key = tuple[int, int]
+"""(exponent bit, whether it was turned on)."""
+
 
 def suspects_of(file: OpenFile, series: Series, weights: int) -> list[Suspect]:
     """What triage finds in one tensor."""
@@ -48,10 +51,10 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{args.file.name}, {args.flips} flips, seed {args.seed}")
     draw = random.Random(args.seed)
-    tried: Counter[tuple[int, int]] = Counter()
-    first: Counter[tuple[int, int]] = Counter()
-    element: Counter[tuple[int, int]] = Counter()
-    ranked: Counter[tuple[int, int]] = Counter()
+    tried: Counter[Key] = Counter()
+    first: Counter[Key] = Counter()
+    element: Counter[Key] = Counter()
+    ranked: Counter[Key] = Counter()
     ranks: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copyfile(args.file, Path(scratch) / args.file.name))
@@ -86,6 +89,10 @@ def main() -> None:
                 if args.show and up and not hit and key[0] >= 1:
                     value = one.form.value(int.from_bytes(file.read(one.offset(number), one.form.item_bytes), "little"))
                     print("missed", value, one.span.name, one.index(number), key, [(f.bit, f.score_nats, f.words) for f in found[:2]])
+    _print_table(first, element, ranked, tried)
+
+
+def _print_table(first: Counter[Key], element: Counter[Key], ranked: Counter[Key], tried: Counter[Key]) -> None:
     print("proposed: exact bit, weight; exact bit among the first 20 of proposals and candidates; of")
     print("exponent bit  0->1                              1->0")
     for bit in sorted({bit for bit, _ in tried}, reverse=True):

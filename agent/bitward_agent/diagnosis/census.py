@@ -1,7 +1,7 @@
 """The census of a file's numbers: exponents counted per tensor, and for each row its largest, its smallest and its usual magnitude.
 
-Spans are read once, in chunks of whole rows, by a few threads; a tensor's rows are judged when its last chunk is in, and forgotten. So memory
-is that of the tensors under way: about 12 bytes for each row.
+Spans are read once, in chunks of whole rows, by a few threads; a tensor's rows are judged when its last chunk is in, and forgotten. So
+memory is that of the tensors under way: about 12 bytes for each row.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Countable(Protocol):
 class Census:
     """What is known of a series.
 
-    ``exponents[e]`` counts numbers with exponent field e. For each row: ``top``, the largest magnitude as bits; ``low``, the smallest that is
-    not zero, as bits less one (all ones: there is none); ``usual``, the mean of its magnitudes' bits, in float32.
+    ``exponents[e]`` counts numbers with exponent field e. For each row: ``top``, the largest magnitude as bits; ``low``, the smallest that
+    is not zero, as bits less one (all ones: there is none); ``usual``, the mean of its magnitudes' bits, in float32.
     """
 
     file: OpenFile
@@ -153,7 +153,8 @@ Chunk = tuple[Group, int, int]
 """(tensor, first row, number of rows)."""
 
 PageSink = Callable[[Span, memoryview, int, int], None]
-"""(span, bytes, offset of the first one in the file, how many of them are this chunk's own): what follows these is there for whole pages."""
+"""(span, bytes, offset of the first one in the file, how many of them are this chunk's own): what follows these is there for whole
+pages."""
 
 
 def _chunks(file: OpenFile, layout: Layout, series: list[Series]) -> Iterator[Chunk]:

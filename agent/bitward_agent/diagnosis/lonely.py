@@ -14,7 +14,7 @@ import numpy as np
 from bitward_agent.diagnosis.census import Countable
 from bitward_agent.diagnosis.facts import Step, Suspect
 from bitward_agent.diagnosis.priors import Floats, Prior, Rows, make_prior, read_rows, sample_rows, scales_of
-from bitward_agent.diagnosis.series import Bits
+from bitward_agent.diagnosis.series import Bits, FloatForm
 from bitward_formats.frozen import dataclass
 
 PROPOSAL_NATS = 4.0
@@ -35,18 +35,22 @@ _NOT_FINITE_NATS = 20.0
 _PLAUSIBLE_NATS = 3.0
 _OUTLIER_NATS = 5.0
 _OUTLIER_FALL = 2 * float(np.log(2))
-"""That training left a few large numbers of a tensor on their own is taken to be so unlikely (once for all of them together), and four times
-less with each octave by which they exceed its next one. Of 1,900 tensors of real models one in fifty has a gap of 1.5 octaves or more."""
+"""That training left a few large numbers of a tensor on their own is taken to be so unlikely (once for all of them together), and four
+times less with each octave by which they exceed its next one. Of 1,900 tensors of real models one in fifty has a gap of 1.5 octaves or
+more."""
 _AWAKE_NATS = 25.0
-"""The most that this comes to: a few units may be all that is awake in a tensor."""
-_SLEEPING_NATS = 10.0
-"""The same for small numbers, however small: units that weight decay has put to sleep hold numbers of 1e-13 to 1e-40."""
+_AWAKE_OCTAVES = 16.0
+"""The most that this comes to, unless the numbers are beyond 2^16 and so is the gap: a few units may be all that is awake in a tensor."""
+_SLEEPING_NATS = 12.0
+"""The same for a small number, however small: units that weight decay has put to sleep hold numbers of 1e-13 to 1e-40. Where there is one
+such number there are others: several are told apart with the square of their number."""
 _OCTAVES_LOG = float(np.log(128))
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A series' prior, its ``largest`` number in octaves but for the lonely ones, and the numbers that stand out: flat arrays of rows, columns, bits and deviations (octaves).
+    """A series' prior, its ``largest`` number in octaves but for the lonely ones, and the numbers that stand out: flat arrays of rows,
+    columns, bits and deviations (octaves).
 
     ``below`` and ``above`` index the lonely ones among them at either end, ``not_finite`` those that are no numbers (if they are few).
     """
@@ -101,7 +105,7 @@ def read_ends(census: Countable) -> Reading | None:
     magnitudes = grid & grid.dtype.type(form.magnitude_mask)
     of_sample = np.searchsorted(rows, sampled)
     scales = scales_of(census, sampled, magnitudes[of_sample])
-    deviations = scales.deviations(magnitudes, rows[:, None], np.arange(census.row_length))
+    deviations = scales.deviations(form.octaves(magnitudes), rows[:, None], np.arange(census.row_length))
     special = (magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special
     finite = ~special & (magnitudes > 0)
     known = np.flatnonzero(finite)
@@ -133,19 +137,22 @@ def lonely(census: Countable, weights: int) -> Iterator[Suspect]:
     form = census.form
     cost = float(np.log(max(weights, 1) * form.exponent_bits))
     rarest = -float(np.log(census.count))
-    for ends in (reading.below, reading.above):
-        for at in ends:
-            trained = float(reading.prior.log_probability(reading.deviations[at : at + 1])[0])
-            if ends is reading.below:
-                alone = _SLEEPING_NATS / ends.size
-            else:
-                magnitude = reading.bits[at] & reading.bits.dtype.type(form.magnitude_mask)
-                gap = max(0.0, float(form.octaves(magnitude)) - reading.largest)
-                alone = min(_OUTLIER_NATS + _OUTLIER_FALL * gap * ends.size, _AWAKE_NATS) / ends.size
-            trained = max(trained, rarest - _OCTAVES_LOG - alone)
-            yield from _proposal(census, reading, int(at), trained + cost)
+    for at in (*reading.below, *reading.above):
+        trained = float(reading.prior.log_probability(reading.deviations[at : at + 1])[0])
+        trained = max(trained, rarest - _OCTAVES_LOG - _alone(reading, form, int(at)))
+        yield from _proposal(census, reading, int(at), trained + cost)
     for at in reading.not_finite:
         yield from _not_finite(census, reading, int(at), cost)
+
+
+def _alone(reading: Reading, form: FloatForm, at: int) -> float:
+    """-ln of the probability that training left a number alone at its end of the tensor."""
+    if at in reading.below:
+        return _SLEEPING_NATS / reading.below.size**2
+    octaves = float(form.octaves(reading.bits[at : at + 1] & reading.bits.dtype.type(form.magnitude_mask))[0])
+    gap, number = max(0.0, octaves - reading.largest), reading.above.size
+    alone = _OUTLIER_NATS / number + _OUTLIER_FALL * gap
+    return alone if min(gap, octaves) > _AWAKE_OCTAVES else min(alone, _AWAKE_NATS / number)
 
 
 def _stories(census: Countable, reading: Reading, at: int) -> tuple[int, float]:
@@ -179,14 +186,14 @@ def _suspect(census: Countable, reading: Reading, at: int, bit: int | None, kind
     index, bits = series.index(number), int(reading.bits[at])
     found, name = form.value(bits), series.span.name
     told = f"{name}[{', '.join(map(str, index))}] is {_short(found)}"
-    if bit is None:
-        words = f"{told}, and no single bit explains it"
-        place = (path, name, index, None, "", series.offset(number), form.item_bytes)
-        return Suspect(Step.TRIAGE, kind, *place, found, None, score, words)
-    correct = form.value(bits ^ (1 << bit))
-    place = (path, name, index, bit + series.first_bit, series.field(bit), series.offset(number, bit), form.item_bytes)
-    words = f"{told}; with bit {bit + series.first_bit} turned back {_short(correct)}, as its row and tensor let expect"
-    return Suspect(Step.TRIAGE, kind, *place, found, correct, score, words)
+    which, field, offset = None, "", series.offset(number)
+    correct: float | int | str | None = None
+    words = f"{told}, and no single bit explains it"
+    if bit is not None:
+        which, field, offset = bit + series.first_bit, series.field(bit), series.offset(number, bit)
+        correct = form.value(bits ^ (1 << bit))
+        words = f"{told}; with bit {which} turned back {_short(correct)}, as its row and tensor let expect"
+    return Suspect(Step.TRIAGE, kind, path, name, index, which, field, offset, form.item_bytes, found, correct, score, words)
 
 
 def _short(value: float | int | str) -> str:

@@ -1,7 +1,7 @@
 """What disks and page caches lose or mix up: pages that are zero, and pages that hold what stands elsewhere as well.
 
-Every 2 KiB cell of the file (half a page) that lies in a tensor is hashed while it is in the cache. Runs of zero cells are told in tensors that
-are dense elsewhere, unless they are whole rows, as padding is. Pages that are equal are told if what is equal begins and ends with
+Every 2 KiB cell of the file (half a page) that lies in a tensor is hashed while it is in the cache. Runs of zero cells are told in tensors
+that are dense elsewhere, unless they are whole rows, as padding is. Pages that are equal are told if what is equal begins and ends with
 pages: copies of tensors and of rows do not. The hashes of very large models are thinned, so that their number stays bounded.
 """
 
@@ -94,7 +94,7 @@ class LostPages:
                 self._thin()
 
     def _thin(self) -> None:
-        hashes, owners, offsets = map(np.concatenate, (self._hashes, self._owners, self._offsets))
+        hashes, owners, offsets = np.concatenate(self._hashes), np.concatenate(self._owners), np.concatenate(self._offsets)
         self._thinning = np.uint64(2 * int(self._thinning) + 1)
         kept = hashes & self._thinning == 0
         self._hashes, self._owners, self._offsets = [hashes[kept]], [owners[kept]], [offsets[kept]]
@@ -109,7 +109,7 @@ class LostPages:
     def _repeated(self) -> Iterator[Suspect]:
         if not self._hashes:
             return
-        hashes, owners, offsets = map(np.concatenate, (self._hashes, self._owners, self._offsets))
+        hashes, owners, offsets = np.concatenate(self._hashes), np.concatenate(self._owners), np.concatenate(self._offsets)
         order = np.lexsort((offsets, owners, hashes))
         equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         told: set[tuple[int, int, int]] = set()
@@ -165,7 +165,7 @@ def _is_dense(place: _Place, cells: list[int]) -> bool:
     zero, span = set(cells), place.span
     first = span.offset + -span.offset % CELL_BYTES
     spread = np.linspace(first, max(first, span.end - CELL_BYTES), 4 * _SAMPLES).astype(np.int64) // CELL_BYTES * CELL_BYTES
-    chosen = [int(at) for at in spread if int(at) not in zero and int(at) >= span.offset][:_SAMPLES * 4]
+    chosen = [int(at) for at in spread if int(at) not in zero and int(at) >= span.offset][: _SAMPLES * 4]
     data = b"".join(place.file.read(at, CELL_BYTES) for at in chosen)
     return bool(data) and data.count(0) <= len(data) * _DENSE_ZERO_BYTES
 

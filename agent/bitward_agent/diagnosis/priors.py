@@ -38,18 +38,17 @@ class Scales:
     rows: Floats
     columns: Floats
 
-    def deviations(self, magnitudes: Bits, rows: Rows, columns: Rows) -> Floats:
-        """Octaves above what the row and the column let expect; the three arrays are broadcast."""
-        found: Floats = self.form.octaves(magnitudes) - self.rows[rows] - self.columns[columns]
-        return found
+    def deviations(self, octaves: Floats, rows: Rows | int, columns: Rows | int) -> Floats:
+        """Octaves above what the row and the column let expect; the three are broadcast."""
+        return np.asarray(octaves - self.rows[rows] - self.columns[columns], np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
     """How deviations are distributed in a tensor.
 
-    ``at`` and ``log_density`` are the knots (octaves of deviation, ln of the probability of that octave); beyond them it falls by ``fall_up``
-    and ``fall_down`` nats per octave.
+    ``at`` and ``log_density`` are the knots (octaves of deviation, ln of the probability of that octave); beyond them it falls by
+    ``fall_up`` and ``fall_down`` nats per octave.
     """
 
     scales: Scales
@@ -60,15 +59,15 @@ class Prior:
 
     def log_probability(self, deviations: Floats) -> Floats:
         """ln of the probability that a number deviates so, to the octave."""
-        inside: Floats = np.interp(deviations, self.at, self.log_density)
+        inside = np.interp(deviations, self.at, self.log_density)
         above = np.maximum(deviations - self.at[-1], 0.0) * self.fall_up
         below = np.maximum(self.at[0] - deviations, 0.0) * self.fall_down
-        return inside - above - below
+        return np.asarray(inside - above - below, np.float64)
 
     def log_prior_nats(self, row: int, column: int, magnitudes: Bits) -> Floats:
         """ln of the probability of some magnitudes (as bits) at one place; what is not finite is impossible."""
-        found = self.log_probability(self.scales.deviations(magnitudes, np.intp(row), np.intp(column)))
         form = self.scales.form
+        found = self.log_probability(self.scales.deviations(form.octaves(magnitudes), row, column))
         return np.where((magnitudes >> magnitudes.dtype.type(form.mantissa_bits)) >= form.special, -np.inf, found)
 
 
@@ -91,7 +90,7 @@ def read_rows(census: Countable, rows: Rows) -> Bits:
 def scales_of(census: Countable, rows: Rows, magnitudes: Bits) -> Scales:
     """The scales of a series, from its census and sampled rows (``magnitudes`` without signs)."""
     form = census.form
-    usual = form.octaves(census.usual)
+    usual = form.octaves(census.usual.astype(np.float64))
     usual = np.maximum(usual, np.median(usual) - _DEAD_ROW_OCTAVES)
     columns = np.zeros(census.row_length)
     if rows.size >= census.column_rows:
@@ -128,4 +127,4 @@ def make_prior(scales: Scales, count: int, sample: Floats, extremes: Floats, low
     down = max((sample < low + 1).sum() * scaled, (extremes < low + 1).sum())
     fall_up = float(np.clip(_steepness(float(up)), _GENTLEST, _STEEPEST_UP)) * float(np.log(2))
     fall_down = float(np.clip(_steepness(float(down)), _GENTLEST, _STEEPEST_DOWN)) * float(np.log(2))
-    return Prior(scales, at, log_density, fall_up, fall_down)
+    return Prior(scales, np.asarray(at, np.float64), log_density, fall_up, fall_down)

@@ -92,7 +92,8 @@ class Series:
         at = first * self.stride + self.at - start
         dtype = np.dtype(f"{'>' if self.big_endian else '<'}u{self.form.item_bytes}")
         found: Bits = np.ndarray((count,), dtype, data, at, (self.stride,))
-        return found.astype(dtype.newbyteorder("="), copy=False) if self.stride == self.form.item_bytes else found.astype(f"=u{dtype.itemsize}")
+        # Numbers that lie apart are gathered; neighbours are seen where they are, if the machine reads them so.
+        return found.astype(dtype.newbyteorder("="), copy=self.stride != self.form.item_bytes)
 
     def index(self, number: int) -> tuple[int, ...]:
         """The index in its tensor of the element that a number is, or the first one that a scale belongs to."""
@@ -159,8 +160,9 @@ def _of_span(span: Span) -> Iterator[Series]:
         for part in range(parts):
             low = first // 8 + part * bits.item_bytes
             stored = form.stored_at[low : low + bits.item_bytes] or tuple(range(low, low + bits.item_bytes))
+            row_length = _row_length(dims, form.elements, count, record_bytes)
             yield Series(
-                *(span, bits, min(stored), record_bytes, count, _row_length(dims, form.elements, count, record_bytes), form.elements, number.element),
+                *(span, bits, min(stored), record_bytes, count, row_length, form.elements, number.element),
                 first_bit=8 * bits.item_bytes * part,
                 big_endian=bits.item_bytes > 1 and stored[0] > stored[-1],
                 is_scale=is_scale,

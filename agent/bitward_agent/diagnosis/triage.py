@@ -15,9 +15,10 @@ from pathlib import Path
 
 from bitward_agent.diagnosis.census import Census, CensusTaker, Group
 from bitward_agent.diagnosis.facts import Suspect
-from bitward_agent.diagnosis.lonely import PROPOSAL_NATS, lonely
+from bitward_agent.diagnosis.lonely import lonely
 from bitward_agent.diagnosis.lost_pages import LostPages
 from bitward_agent.diagnosis.series import Series, series_of
+from bitward_agent.diagnosis.settling import settle
 from bitward_agent.diagnosis.siblings import is_vector, stacks
 from bitward_agent.errors import InputError
 from bitward_agent.findings import Progress, ProgressSink
@@ -27,9 +28,6 @@ from bitward_agent.scan import default_jobs
 from bitward_agent.units import list_unit
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
-
-
-CANDIDATES_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +50,8 @@ class ExponentHistogram:
 class TriageReport:
     """``suspects`` by falling score; those with a ``bit`` are proposals, the others words. ``bytes`` were read of tensors.
 
-    ``candidates`` are the likeliest un-flips of those that the census alone does not justify, at most ``CANDIDATES_LIMIT``: clean models
-    have them too. They are for steps that can try them.
+    ``candidates`` are the likeliest un-flips of those that the census alone does not justify, at most ``settling.CANDIDATES_LIMIT``: clean
+    models have them too. They are for steps that can try them.
     """
 
     suspects: tuple[Suspect, ...]
@@ -87,9 +85,7 @@ class _Triage:
                     first, last = int(filled[0]), int(filled[-1])
                     counts = tuple(map(int, census.exponents[first : last + 1]))
                     span = group.span
-                    histograms.append(
-                        ExponentHistogram(file.path, span.name, part, span.dtype, census.series.form.bias, first, counts)
-                    )
+                    histograms.append(ExponentHistogram(file.path, span.name, part, span.dtype, census.series.form.bias, first, counts))
             with self.lock:
                 self.suspects += suspects
                 self.histograms += histograms
@@ -110,15 +106,6 @@ class _Triage:
         for stack in stacks(sorted(self.vectors, key=lambda one: (one.file.path, one.series.span.offset))):
             self.suspects += lonely(stack, self.weights)
         self.suspects += self.lost_pages.suspects()
-
-
-def _ordered(suspects: list[Suspect]) -> list[Suspect]:
-    """By falling score; of several stories of one element the likeliest."""
-    ordered = sorted(suspects, key=lambda one: (-one.score_nats, one.path, one.offset))
-    first: dict[tuple[str, str, tuple[int, ...], int], Suspect] = {}
-    for one in ordered:
-        first.setdefault((one.path, one.tensor, one.index, one.length_bytes), one)
-    return list(first.values())
 
 
 def _files(paths: Sequence[Path | str]) -> list[str]:
@@ -162,9 +149,7 @@ def triage(
         for file, layout, series in opened:
             state.examine(file, layout, series)
         state.compare()
-    ordered = _ordered(state.suspects)
-    suspects = tuple(one for one in ordered if one.score_nats >= PROPOSAL_NATS or one.bit is None)
-    candidates = tuple(one for one in ordered if one.score_nats < PROPOSAL_NATS and one.bit is not None)[:CANDIDATES_LIMIT]
+    suspects, candidates = settle(state.suspects)
     histograms = sorted(state.histograms, key=lambda one: (one.path, one.tensor, one.part))
     return TriageReport(suspects, state.done_bytes, time.perf_counter() - started, tuple(histograms), (), candidates)
 
