@@ -1,0 +1,200 @@
+"""The model under diagnosis: loaded once, with what is needed to run it and to name its weights as its files do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitward_agent.diagnosis.calibration import rows_of_tokens
+from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, passage_loss
+from bitward_agent.errors import BitwardError, InputError
+from bitward_agent.inspection import inspect_file
+
+CHOOSING_TOKENS = 256
+"""Tokens that faults are looked for with; the rest of the text confirms what was found."""
+
+
+class ModelError(BitwardError):
+    """The model cannot be run: an unknown architecture, a file that is missing, no loss. What needs no running still works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies: the file, the tensor's name and element type in it, and the offset of its first byte."""
+
+    path: str
+    tensor: str
+    dtype: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """``choosing`` is the batch that faults are looked for with, ``quick`` a part of it; ``holdout`` are batches that take no part in that.
+
+    ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
+    """
+
+    model: nn.Module
+    source: str
+    architecture: str
+    loss: LossFunction
+    choosing: Any
+    quick: Any
+    holdout: tuple[Any, ...]
+    places: Mapping[str, Place]
+    files: tuple[str, ...]
+
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The checkpoint files of a Hugging Face directory: those of its index, or the one that is there.
+
+    Raises:
+        InputError: There are none.
+    """
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = directory / index_name
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"{index}: not an index of shards: {error}") from error
+            if any(not isinstance(name, str) or Path(name).name != name for name in names):
+                raise InputError(f"{index}: it names files outside its directory")
+            missing = [name for name in names if not (directory / name).is_file()]
+            if missing:
+                raise InputError(f"{directory / missing[0]}: the index names this file, but it is not there")
+            return [directory / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (directory / name).is_file():
+            return [directory / name]
+    raise InputError(f"{directory}: no model here (no model.safetensors, pytorch_model.bin or index of shards)")
+
+
+def load_subject(source: str, text: str, *, device: str = "cpu", max_tokens: int = 2048) -> Subject:
+    """Load ``source``: a Hugging Face directory, or ``module:factory``.
+
+    A factory takes no arguments and returns ``(model, loss, batches)``: ``loss(model, batch)`` gives a 1-D tensor, one loss per item;
+    the first batch is for choosing, the others confirm.
+
+    Raises:
+        InputError: There is no such model, or the text is too short.
+        ModelError: It cannot be loaded or run.
+    """
+    if not Path(source).is_dir() and ":" in source:
+        return _from_factory(source, device)
+    directory = Path(source)
+    if not directory.is_dir():
+        raise InputError(f"{source}: no such directory (or give module:factory)")
+    files = weight_files(directory)
+    return _from_directory(directory, files, text, device, max_tokens)
+
+
+def _from_factory(source: str, device: str) -> Subject:
+    module_name, _, factory_name = source.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: a factory usually lies where the command is run
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{source}: no such factory: {error}") from error
+    made = factory()
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module) and callable(made[1]) and len(made[2]) > 1):
+        raise ModelError(f"{source}: a factory must return (torch module, loss(module, batch), [two or more batches])")
+    model, loss, batches = made
+    model.eval().to(device)
+    return Subject(model, source, type(model).__name__, loss, batches[0], batches[0], tuple(batches[1:]), {}, ())
+
+
+def _from_directory(directory: Path, files: Sequence[Path], text: str, device: str, max_tokens: int) -> Subject:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError("running a model needs transformers: pip install 'bitward[diagnose]'") from error
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model_class, loss = _class_for(transformers, config)
+        model = model_class.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, dtype="auto", attn_implementation="eager"
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{directory}: transformers cannot load this model: {type(error).__name__}: {_first_line(error)}") from error
+    model.eval().to(device)
+    batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
+    names = [str(file) for file in files]
+    choosing = batches[0]
+    quick = choosing if loss is passage_loss else choosing.first_rows(choosing.rows // 2)
+    places = _places(model, names)
+    return Subject(model, str(directory), type(model).__name__, loss, choosing, quick, tuple(batches[1:]), places, tuple(names))
+
+
+def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:
+    """Which class to load, by the architecture that the configuration names."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return transformers.AutoModelForCausalLM, causal_loss
+    if architecture.endswith("ForMaskedLM"):
+        return transformers.AutoModelForMaskedLM, masked_loss
+    return transformers.AutoModel, passage_loss
+
+
+def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: torch.device) -> list[TokenBatch]:
+    """Token batches of about ``CHOOSING_TOKENS`` each; encoders get more and shorter rows, as their items are rows."""
+    row_tokens = 24 if loss is passage_loss else 64
+    rows = torch.tensor(rows_of_tokens(tokens, row_tokens, 1 << 16), dtype=torch.int64, device=device)
+    per_batch = 32 if loss is passage_loss else max(1, CHOOSING_TOKENS // row_tokens)
+    batches = []
+    for low in range(0, len(rows), per_batch):
+        part = rows[low : low + per_batch]
+        if loss is passage_loss:
+            part = part[: len(part) // 2 * 2]
+        if len(part) == 0 or (loss is passage_loss and len(part) < 4):
+            continue
+        inputs, labels = (hide_tokens(part, tokenizer.mask_token_id) if loss is masked_loss else (part, part))
+        batches.append(TokenBatch({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, labels))
+    if len(batches) < 2:
+        raise InputError("the calibration text is too short: it must fill two batches, one to choose with and one to confirm")
+    return batches
+
+
+def _places(model: nn.Module, files: Sequence[str]) -> dict[str, Place]:
+    """Where each parameter's bytes lie, for those whose name, shape, element type and first bytes agree with a tensor of the files."""
+    found: dict[str, tuple[Place, tuple[int, ...]]] = {}
+    for path in files:
+        for span in inspect_file(path).spans:
+            if span.tensor is not None:
+                found[span.tensor] = (Place(path, span.tensor, span.dtype, span.offset), tuple(span.shape))
+    prefix = getattr(model, "base_model_prefix", "")
+    places: dict[str, Place] = {}
+    for name, parameter in model.named_parameters():
+        for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            place, shape = found.get(candidate, (None, ()))
+            if place is not None and shape == tuple(parameter.shape) and DTYPE_LABELS.get(parameter.dtype) == place.dtype:
+                places[name] = place
+                break
+    return places
+
+
+DTYPE_LABELS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+"""Element types whose bits can be turned, by the labels that layouts use."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,95 @@
+"""How usual a value is for its place in a tensor, learned from the tensor itself.
+
+A weight is compared with the mean magnitudes of its row and of its column, each without the weight itself: |w| ∕ (row × column ∕ tensor).
+How often each such ratio occurs in the tensor, counted in half octaves, is the prior of a value. Trained outliers are part of the counts:
+a tensor with heavy tails finds a large weight less surprising than a narrow one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_BINS_PER_OCTAVE = 2
+_LOWEST_OCTAVE, _HIGHEST_OCTAVE = -140, 20
+_BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE
+_SAMPLE = 1 << 20
+"""Most elements of a tensor that are counted."""
+_DECAY_UP = 0.5
+"""Above what was seen each half octave is this much rarer than the one before."""
+_DECAY_DOWN = 2.0**-0.5
+"""Below it half as many per octave: near zero, values of whatever smooth distribution are spread evenly."""
+_FLOOR_NATS = -100.0
+
+
+class WeightPrior:
+    """The prior of one tensor's values. ``weight``: float tensor of any shape, read once; the last dimension counts as the column."""
+
+    def __init__(self, weight: Tensor) -> None:
+        matrix = weight.detach().reshape(-1, weight.shape[-1]) if weight.dim() > 1 else weight.detach().reshape(1, -1)
+        self._matrix = matrix
+        magnitudes = torch.zeros((), dtype=torch.float32)
+        self.row_sums = torch.empty(matrix.shape[0], dtype=torch.float32)
+        self.column_sums = torch.zeros(matrix.shape[1], dtype=torch.float32)
+        rows_at_once = max(1, (1 << 22) // max(1, matrix.shape[1]))
+        for low in range(0, matrix.shape[0], rows_at_once):
+            magnitudes = matrix[low : low + rows_at_once].float().abs()
+            self.row_sums[low : low + rows_at_once] = magnitudes.sum(1).cpu()
+            self.column_sums += magnitudes.sum(0).cpu()
+        self.total = float(self.row_sums.sum())
+        self._log_share = self._count()
+
+    def scale(self, row: Tensor, column: Tensor, without: Tensor) -> Tensor:
+        """The usual magnitude at places, of which ``without`` (float magnitudes) are the values there now."""
+        rows, columns = self._matrix.shape
+        if rows == 1:
+            return ((self.total - without) / max(1, columns - 1)).clamp(min=1e-30)
+        in_row = (self.row_sums[row] - without) / max(1, columns - 1)
+        in_column = (self.column_sums[column] - without) / max(1, rows - 1)
+        overall = (self.total - without) / max(1, rows * columns - 1)
+        return (in_row.clamp(min=1e-30) * in_column.clamp(min=1e-30) / overall.clamp(min=1e-30)).clamp(min=1e-30)
+
+    def scales(self, low: int, high: int) -> Tensor:
+        """The usual magnitude at every place of rows ``low .. high``: float32 [rows, columns], from means with each weight in them."""
+        rows, columns = self._matrix.shape
+        if rows == 1:
+            return torch.full((1, columns), max(self.total / max(1, columns), 1e-30))
+        overall = max(self.total / (rows * columns), 1e-30)
+        return torch.outer(self.row_sums[low:high] / columns / overall, self.column_sums / rows).clamp(min=1e-30)
+
+    def log_prior(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
+        """Nats, for magnitudes at places whose usual magnitude is ``scale``; not comparable between tensors of other sizes."""
+        octaves = torch.log2(magnitudes.clamp(min=1e-38) / scale)
+        at = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).nan_to_num(0.0).clamp(0, _BINS - 1)
+        prior = self._log_share[at.long()]
+        return torch.where(magnitudes.isfinite(), prior, torch.full_like(prior, _FLOOR_NATS))
+
+    def _count(self) -> Tensor:
+        rows, columns = self._matrix.shape
+        row_step = max(1, -(-rows * columns // _SAMPLE))
+        picked = torch.arange(0, rows, row_step)
+        part = self._matrix[picked].float().abs().cpu()
+        scale = self.scale(picked.unsqueeze(1), torch.arange(columns).unsqueeze(0), part)
+        kept = part > 0
+        at = ((torch.log2(part[kept] / scale[kept]) - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).clamp(0, _BINS - 1).long()
+        counts = torch.bincount(at, minlength=_BINS).float()
+        return _smoothed(counts)
+
+
+def _smoothed(counts: Tensor) -> Tensor:
+    """Counts to log shares, where empty bins get less the farther they are from what was seen."""
+    total = float(counts.sum()) + 1.0
+    listed = counts.tolist()
+    above, below = [0.0] * len(listed), [0.0] * len(listed)
+    running = 0.0
+    for at, one in enumerate(listed):
+        running = max(running * _DECAY_UP, min(one, 1.0))
+        above[at] = running
+    running = 0.0
+    for at in range(len(listed) - 1, -1, -1):
+        running = max(running * _DECAY_DOWN, min(listed[at], 1.0))
+        below[at] = running
+    shares = [max(one, rise, fall) if rise and fall else max(one, rise + fall) for one, rise, fall in zip(listed, above, below, strict=True)]
+    return torch.tensor([max(_FLOOR_NATS, math.log(max(share, 1e-300) / total)) for share in shares])
