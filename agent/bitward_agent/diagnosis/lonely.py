@@ -97,7 +97,7 @@ def _lonely_ends(deviations: Floats, known: Rows) -> tuple[Rows, Rows]:
 def read_ends(census: Countable) -> Reading | None:
     """Read what stands out in a series, and what its prior needs; None where there are too few numbers to tell."""
     form = census.form
-    if census.count < FEWEST or census.exponents[1:].sum() < FEWEST:
+    if census.count < FEWEST or not census.exponents[1:].any():
         return None
     sampled = sample_rows(census)
     rows = np.union1d(sampled, _interesting_rows(census))
@@ -132,8 +132,6 @@ def read_ends(census: Countable) -> Reading | None:
 def lonely(census: Countable, weights: int) -> Iterator[Suspect]:
     """Suspects of a series in a model of ``weights`` numbers, with scores from ``CANDIDATE_NATS`` on."""
     reading = read_ends(census)
-    if reading is None or not reading.not_finite.size:
-        yield from _many_not_finite(census)
     if reading is None:
         return
     form = census.form
@@ -145,29 +143,6 @@ def lonely(census: Countable, weights: int) -> Iterator[Suspect]:
         yield from _proposal(census, reading, int(at), trained + cost)
     for at in reading.not_finite:
         yield from _not_finite(census, reading, int(at), cost)
-
-
-def _many_not_finite(census: Countable) -> Iterator[Suspect]:
-    """Numbers that are not finite where they are too many, or a tensor too small, to tell what they were. A mask's minus infinities are well."""
-    form = census.form
-    count = int(census.exponents[form.special]) if form.special < census.exponents.size else 0
-    if not count:
-        return
-    mantissa, kind = form.mantissa_bits, census.top.dtype.type
-    rows = np.flatnonzero((census.top >> kind(mantissa)) >= form.special)[:_NOT_FINITE_LIMIT]
-    grid = read_rows(census, rows)
-    magnitudes = grid & kind(form.magnitude_mask)
-    special = (magnitudes >> kind(mantissa)) >= form.special
-    found = grid[special]
-    lowest = np.dtype(grid.dtype).type((form.special << mantissa) | (1 << (mantissa + form.exponent_bits)))
-    if not found.size or ((found == lowest).all() and count >= census.count * _NOT_FINITE_SHARE):
-        return
-    row, column = divmod(int(np.flatnonzero(special)[0]), census.row_length)
-    path, series, number = census.place(int(rows[row]), column)
-    index, value, name = series.index(number), form.value(int(found[0])), series.span.name
-    words = f"{name}: {count:,} of {census.count:,} numbers are not finite, the first ({value}) at [{', '.join(map(str, index))}]"
-    offset, length = series.offset(number), form.item_bytes
-    yield Suspect(Step.TRIAGE, "not-finite", path, name, index, None, "", offset, length, value, None, _NOT_FINITE_NATS, words)
 
 
 def _alone(reading: Reading, form: FloatForm, at: int) -> float:

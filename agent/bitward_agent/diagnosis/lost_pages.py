@@ -30,6 +30,7 @@ _DENSE_ZERO_BYTES = 0.35
 """A tensor's other bytes are zero more often: then it is no news that a page of them is."""
 _SAMPLES = 16
 _ROW_LEAST_BYTES = 512
+"""Whole pages are whole rows by chance, if rows are shorter."""
 _ROW_SLACK_BYTES = 16
 _DISTINCT_WORDS = 128
 """A page of fewer different words of four bytes may be repeated for a reason."""
@@ -172,16 +173,19 @@ def _is_dense(place: _Place, cells: list[int]) -> bool:
 
 def _is_rows(span: Span, low: int, high: int) -> bool:
     """Whether a range begins and ends with rows of a tensor, of whatever dimension."""
+    is_page = low % PAGE_BYTES == 0 and high % PAGE_BYTES == 0
     pieces = 1
     for dim in span.dims:
         pieces *= dim
         row = span.length // pieces if pieces and span.length % pieces == 0 else 0
-        if row < _ROW_LEAST_BYTES:
+        if row < (_ROW_LEAST_BYTES if is_page else 1):
             break
-        if row > high - low + 2 * _ROW_SLACK_BYTES:
+        # A number or two beside the edge can be zero by chance; of short rows that would be too large a share.
+        slack = min(_ROW_SLACK_BYTES, row // _ROW_SLACK_BYTES)
+        if row > high - low + 2 * slack:
             continue
         edges = [(edge - span.offset) % row for edge in (low, high)]
-        if all(min(edge, row - edge) <= _ROW_SLACK_BYTES for edge in edges):
+        if all(min(edge, row - edge) <= slack for edge in edges):
             return True
     return False
 

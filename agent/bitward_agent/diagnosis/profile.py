@@ -9,7 +9,6 @@ round looks for the next fault. In a model without a fault the first round confi
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.pieces import Pieces
 from bitward_agent.diagnosis.subject import Subject
-from bitward_agent.diagnosis.tensor_bits import FORMS, flip_in_place, flipped, element_view
+from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
 from bitward_agent.diagnosis.trials import Trials
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 

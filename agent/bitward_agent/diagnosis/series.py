@@ -136,6 +136,10 @@ def _row_length(dims: tuple[int, ...], step: int, count: int, stride: int) -> in
         return PIECE
     length = 1
     for dim in reversed(dims):
+        if step > 1 and length >= step:
+            # Rows of quantised records are short and many: some of them together, not all.
+            length *= min(dim, -(-ROW_LEAST * step // length))
+            break
         length *= dim
         if length >= ROW_LEAST * step:
             break

@@ -20,6 +20,7 @@ from bitward_agent.diagnosis.lost_pages import LostPages
 from bitward_agent.diagnosis.series import Series, series_of
 from bitward_agent.diagnosis.settling import settle
 from bitward_agent.diagnosis.siblings import is_vector, stacks
+from bitward_agent.diagnosis.strays import strays
 from bitward_agent.errors import InputError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.io import DISK, Disk, OpenFile, resolve
@@ -79,7 +80,10 @@ class _Triage:
             suspects: list[Suspect] = []
             histograms: list[ExponentHistogram] = []
             for part, census in enumerate(group.censuses):
-                suspects += lonely(census, self.weights)
+                single = list(lonely(census, self.weights))
+                if not any(one.kind == "not-finite" for one in single):
+                    suspects += strays(census)
+                suspects += single
                 filled = census.exponents.nonzero()[0]
                 if filled.size:
                     first, last = int(filled[0]), int(filled[-1])

@@ -1,7 +1,7 @@
 """Priors for any weight of a model, looked up by name and place: what steps that propose weights ask before a loss decides.
 
-A tensor's census is taken when it is first asked for, which reads it once; afterwards a look-up costs nothing but arithmetic. What is kept are
-the scales of rows and columns of the tensors that were asked for last.
+A tensor's census is taken when it is first asked for, which reads it once; afterwards a look-up costs nothing but arithmetic. What is kept
+are the scales of rows and columns of the tensors that were asked for last.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ KEPT_TENSORS = 16
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """``prior`` is None where a tensor is too small for one."""
+    """``prior`` is None where a tensor is too small for one. ``log_zero`` is ln of the share of zeros, subnormal numbers among them."""
 
     row_length: int
+    log_zero: float
     prior: Prior | None
 
 
-class WeightPriors:
+class PriorLookup:
     """The files of a model, opened; use it as a context."""
 
     def __init__(self, paths: Sequence[Path | str], disk: Disk = DISK) -> None:
@@ -81,8 +82,8 @@ class WeightPriors:
     def log_prior_nats(self, tensor: str, places: npt.NDArray[np.integer], values: npt.NDArray[np.floating]) -> Floats:
         """ln of the probability, to the octave, that a number of such a magnitude stands at a place of a tensor.
 
-        ``places`` count the elements in the order of the file (row-major for safetensors); ``values`` are what might stand there, the two are
-        broadcast. What is not finite has the probability 0; in tensors too small for a census all else is equally likely.
+        ``places`` count the elements in the order of the file (row-major for safetensors); ``values`` are what might stand there, the two
+        are broadcast. What is not finite has the probability 0; in tensors too small for a census all else is equally likely.
 
         Raises:
             InputError: there is no such tensor of plain floating-point numbers, or no such place in it.
@@ -91,7 +92,7 @@ class WeightPriors:
             raise InputError(f"no tensor {tensor!r} of plain floating-point numbers in these files")
         series = self._tensors[tensor][2]
         at = np.asarray(places, np.int64)
-        if at.size and not (0 <= int(at.min()) and int(at.max()) < series.count):
+        if at.size and not (int(at.min()) >= 0 and int(at.max()) < series.count):
             raise InputError(f"{tensor}: places go from 0 to {series.count - 1}")
         numbers = np.asarray(values, np.float64)
         finite = np.isfinite(numbers)
@@ -102,6 +103,7 @@ class WeightPriors:
         else:
             rows, columns = np.divmod(at, known.row_length)
             likely = known.prior.log_probability(known.prior.scales.deviations(octaves, rows, columns))
+            likely = np.where(numbers == 0, known.log_zero, likely)
         return np.where(finite, likely, -np.inf)
 
     def _look_up(self, tensor: str) -> _Known:
@@ -112,8 +114,10 @@ class WeightPriors:
         found: list[_Known] = []
 
         def on_tensor(group: Group) -> None:
-            reading = read_ends(group.censuses[0])
-            found.append(_Known(series.row_length, reading.prior if reading else None))
+            census = group.censuses[0]
+            reading = read_ends(census)
+            log_zero = float(np.log((float(census.exponents[0]) + 0.5) / (census.count + 1.0)))
+            found.append(_Known(series.row_length, log_zero, reading.prior if reading else None))
 
         CensusTaker(file, replace(layout, spans=(series.span,)), [series], on_tensor).run(1)
         self._known[tensor] = found[0]
