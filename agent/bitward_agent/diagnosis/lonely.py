@@ -35,9 +35,11 @@ _NOT_FINITE_NATS = 20.0
 _PLAUSIBLE_NATS = 3.0
 _OUTLIER_NATS = 5.0
 _OUTLIER_FALL = 2 * float(np.log(2))
+_VECTOR_FALL = float(np.log(2))
 """That training left a few large numbers of a tensor on their own is taken to be so unlikely (once for all of them together), and four
 times less with each octave by which they exceed its next one. Of 1,900 tensors of real models one in fifty has a gap of 1.5 octaves or
-more."""
+more. In a vector by itself a number is only half as rare with each octave: one class or token is often unlike all others (a text reader's
+blank, the padding)."""
 _AWAKE_NATS = 25.0
 _AWAKE_OCTAVES = 16.0
 """The most that this comes to, unless the numbers are beyond 2^16 and so is the gap: a few units may be all that is awake in a tensor."""
@@ -130,7 +132,7 @@ def read_ends(census: Countable) -> Reading | None:
 
 
 def lonely(census: Countable, weights: int) -> Iterator[Suspect]:
-    """Suspects of a series in a model of ``weights`` numbers, with scores from ``CANDIDATE_NATS`` on."""
+    """Suspects of a series in a model of ``weights`` numbers (and bytes of codes), with scores from ``CANDIDATE_NATS`` on."""
     reading = read_ends(census)
     if reading is None:
         return
@@ -151,7 +153,8 @@ def _alone(reading: Reading, form: FloatForm, at: int) -> float:
         return _SLEEPING_NATS / reading.below.size**2
     octaves = float(form.octaves(reading.bits[at : at + 1] & reading.bits.dtype.type(form.magnitude_mask))[0])
     gap, number = max(0.0, octaves - reading.largest), reading.above.size
-    alone = _OUTLIER_NATS / number + _OUTLIER_FALL * gap
+    fall = _OUTLIER_FALL if reading.prior.scales.rows.size > 1 else _VECTOR_FALL
+    alone = _OUTLIER_NATS / number + fall * gap
     return alone if min(gap, octaves) > _AWAKE_OCTAVES else min(alone, _AWAKE_NATS / number)
 
 

@@ -148,7 +148,8 @@ def triage(
             else:
                 file.close()
         total_bytes = sum(span.length for _, layout, _ in opened for span in layout.spans if span.role is Role.TENSOR)
-        weights = sum(one.count for _, _, series in opened for one in series)
+        # A flip may have hit anything: a number, or a byte of codes and integers.
+        weights = total_bytes - sum(one.count * (one.form.item_bytes - 1) for _, _, series in opened for one in series)
         state = _Triage(jobs or default_jobs(), progress, total_bytes, weights)
         for file, layout, series in opened:
             state.examine(file, layout, series)
