@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,10 @@ _ROW_SLACK_BYTES = 16
 _DISTINCT_WORDS = 128
 """A page of fewer different words of four bytes may be repeated for a reason."""
 _RUN_LIMIT_PAGES = 256
-_PAIRS_LIMIT = 1024
-"""Most pairs of equal pages that are looked at."""
+_PAIRS_LIMIT = 256
+"""Most pairs of equal pages that are looked at; of two tensors, only the first pair at each distance."""
+_RUNS_LIMIT = 64
+"""Most runs of zeros of one tensor that are looked at."""
 _TOLD_NATS = 50.0
 """The score of what is not weighed: 4 KiB are not equal, or zero, by chance."""
 
@@ -74,7 +77,6 @@ class LostPages:
         digest = xxhash.xxh3_64_intdigest
         halves = [digest(view[at : at + CELL_BYTES]) for low in ends for at in (low, low + CELL_BYTES)]
         hashes = np.array(halves, np.uint64).reshape(-1, 2)
-        # Cells at the span's ends that belong to no whole page of it can be zero as well.
         zero = [offset + first + CELL_BYTES * int(at) for at in np.flatnonzero(hashes == np.uint64(_ZERO_HASH))]
         pages = hashes[:, 0] * np.uint64(0x9E3779B97F4A7C15) + hashes[:, 1]
         filled = (hashes != np.uint64(_ZERO_HASH)).all(axis=1)
@@ -113,18 +115,20 @@ class LostPages:
         hashes, owners, offsets = np.concatenate(self._hashes), np.concatenate(self._owners), np.concatenate(self._offsets)
         order = np.lexsort((offsets, owners, hashes))
         equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-        told: set[tuple[int, int, int]] = set()
-        for at in equal[:_PAIRS_LIMIT]:
+        seen: set[tuple[int, int, int]] = set()
+        for at in equal:
             one, two = int(order[at]), int(order[at + 1])
-            places = self._places[owners[one]], self._places[owners[two]]
-            found = _cut_run(*places, int(offsets[one]), int(offsets[two]))
-            if found is None:
+            low, other = int(offsets[one]), int(offsets[two])
+            key = int(owners[one]), int(owners[two]), other - low
+            if key in seen:
                 continue
-            low, other, length = found
-            key = int(owners[one]), low, other
-            if key not in told:
-                told.add(key)
-                yield _repeat(*places, low, other, length)
+            if len(seen) == _PAIRS_LIMIT:
+                return
+            seen.add(key)
+            places = self._places[owners[one]], self._places[owners[two]]
+            found = _cut_run(*places, low, other)
+            if found is not None:
+                yield _repeat(*places, *found)
 
 
 def _suspect(place: _Place, kind: str, low: int, length: int, found: float | int | str, words: str) -> Suspect:
@@ -152,7 +156,7 @@ def _zeroed(place: _Place, cells: list[int]) -> Iterator[Suspect]:
     span = place.span
     if len(cells) * CELL_BYTES > span.length * _ZERO_SHARE or not _is_dense(place, cells):
         return
-    for low, high in _runs(cells):
+    for low, high in islice(_runs(cells), _RUNS_LIMIT):
         before = place.file.read(max(span.offset, low - CELL_BYTES), low - max(span.offset, low - CELL_BYTES))
         after = place.file.read(high, min(span.end, high + CELL_BYTES) - high)
         low, high = low - (len(before) - len(before.rstrip(b"\0"))), high + len(after) - len(after.lstrip(b"\0"))
@@ -190,22 +194,29 @@ def _is_rows(span: Span, low: int, high: int) -> bool:
     return False
 
 
-def _same(one: _Place, two: _Place, low: int, other: int, length: int) -> int:
-    """How many of the next ``length`` bytes (before the places, if negative) are the same in both, within both tensors."""
-    if length < 0:
-        size = min(-length, low - one.span.offset, other - two.span.offset)
-        a, b = one.file.read(low - size, size)[::-1], two.file.read(other - size, size)[::-1]
+def _same(one: _Place, two: _Place, low: int, other: int, direction: int) -> int:
+    """How many bytes from two places on (before them, if ``direction`` is -1) are the same, within both tensors and the limit of a run."""
+    if direction < 0:
+        limit = min(low - one.span.offset, other - two.span.offset)
     else:
-        size = min(length, one.span.end - low, two.span.end - other)
-        a, b = one.file.read(low, size), two.file.read(other, size)
-    differ = np.flatnonzero(np.frombuffer(a, np.uint8) != np.frombuffer(b, np.uint8))
-    return int(differ[0]) if differ.size else len(a)
+        limit = min(one.span.end - low, two.span.end - other)
+    limit = min(limit, _RUN_LIMIT_PAGES * PAGE_BYTES)
+    done, size = 0, PAGE_BYTES
+    while done < limit:
+        size = min(size, limit - done)
+        at = -done - size if direction < 0 else done
+        a, b = one.file.read(low + at, size), two.file.read(other + at, size)
+        if a != b:
+            differ = np.flatnonzero(np.frombuffer(a, np.uint8)[::direction] != np.frombuffer(b, np.uint8)[::direction])
+            return done + (int(differ[0]) if differ.size else 0)
+        done, size = done + size, 4 * size
+    return done
 
 
 def _cut_run(one: _Place, two: _Place, low: int, other: int) -> tuple[int, int, int] | None:
     """The run of equal pages that holds a pair of them, as (offset, other offset, bytes); None unless it begins and ends with pages."""
-    back = _same(one, two, low, other, -_RUN_LIMIT_PAGES * PAGE_BYTES)
-    length = _same(one, two, low, other, _RUN_LIMIT_PAGES * PAGE_BYTES)
+    back = _same(one, two, low, other, -1)
+    length = _same(one, two, low, other, 1)
     if length < PAGE_BYTES:
         return None  # the hashes are equal, the pages are not
     low, other, length = low - back, other - back, back + length
