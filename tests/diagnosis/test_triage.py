@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from bitward_agent.diagnosis.facts import Step, Suspect
 from bitward_agent.diagnosis.series import Series
 from bitward_agent.diagnosis.triage import TriageReport, triage
-from bitward_agent.errors import InputError
+from bitward_agent.errors import InputError, UnreadableError
 from bitward_agent.findings import Progress
+from bitward_agent.io import Disk
 from checkpoints import write_safetensors
 from conftest import real_weights
 from diagnosis.damaged import copy_of, flip, overwrite, series_in, weights
+from faulty_disks import BadSectorDisk
 
 CLEAN = {
     "craft.pth": ("easyocr_en_models", "models/craft_mlt_25k.pth"),
@@ -237,6 +239,43 @@ def test_a_pipe_in_the_place_of_a_model_is_refused_without_waiting(tmp_path: Pat
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(Exception, match="not a regular file"):
         triage([tmp_path / "pipe.safetensors"])
+
+
+def test_bad_sectors_are_noted_and_are_no_zeroed_page(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": weights((512, 512), "F32", 15)})
+    report = triage([path], disk=BadSectorDisk({path: {40, 41, 77}}))
+    assert report.suspects == ()
+    (note,) = report.notes
+    assert note == f"{path}: 12,288 bytes cannot be read, the first at byte 163,840"
+
+
+def test_a_file_that_cannot_be_opened_is_noted_if_it_is_in_a_directory(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": weights((64, 64), "F32", 16)})
+    os.mkfifo(tmp_path / "pipe")
+    gone = tmp_path / "gone.safetensors"
+    gone.write_bytes(path.read_bytes())
+
+    class Locked(Disk):
+        def open(self, path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, dir_fd: int | None = None) -> int:
+            if os.fspath(path) == gone.name:
+                raise PermissionError(13, "Permission denied", gone.name)
+            return super().open(path, flags, mode, dir_fd=dir_fd)
+
+    report = triage([tmp_path], disk=Locked())
+    assert report.bytes == 64 * 64 * 4
+    assert report.notes == (f"{gone}: cannot open: Permission denied",)
+    with pytest.raises(UnreadableError, match="Permission denied"):
+        triage([gone], disk=Locked())
+
+
+def test_more_files_than_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitward_agent.diagnosis.triage.FILES_AT_ONCE", 2)
+    for shard in range(5):
+        write_safetensors(tmp_path / f"{shard}.safetensors", {f"layers.{shard}.w": weights((80, 80), "F32", 30 + shard)})
+    last = tmp_path / "4.safetensors"
+    flip(last, series_in(last)[0], 4000, 30)
+    report = triage([tmp_path])
+    assert (the_suspect(report).path, report.bytes) == (str(last), 5 * 80 * 80 * 4)
 
 
 @settings(max_examples=60)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward_agent.diagnosis.series import Bits, FloatForm, Series
-from bitward_agent.io import OpenFile
+from bitward_agent.io import OpenFile, Range
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
@@ -186,9 +186,10 @@ class CensusTaker:
         self._left: dict[int, int] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        self.unreadable: list[Range] = []
 
     def run(self, jobs: int) -> None:
-        """Take all of it.
+        """Take all of it. What cannot be read counts as zeros, and stands in ``unreadable`` afterwards.
 
         Raises:
             UnreadableError: the file cannot be read for a reason other than bad sectors.
@@ -222,11 +223,12 @@ class CensusTaker:
         start = first * group.row_bytes
         more = min(PAGE_BYTES, group.span.length - start - size) if self._on_pages else 0
         view = buffer[: size + more]
-        self._file.read_into(view, group.span.offset + start)
+        lost = self._file.read_into(view, group.span.offset + start)
         counts = [census.take(view[:size], first, count, start) for census in group.censuses]
         if self._on_pages:
             self._on_pages(group.span, view, group.span.offset + start, size)
         with self._lock:
+            self.unreadable += lost
             for census, some in zip(group.censuses, counts, strict=True):
                 census.exponents[:] += some
             left = self._left.get(id(group), group.row_count) - count

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,14 +21,17 @@ from bitward_agent.diagnosis.series import Series, series_of
 from bitward_agent.diagnosis.settling import settle
 from bitward_agent.diagnosis.siblings import is_vector, stacks
 from bitward_agent.diagnosis.strays import strays
-from bitward_agent.errors import InputError
+from bitward_agent.errors import InputError, UnreadableError
 from bitward_agent.findings import Progress, ProgressSink
-from bitward_agent.io import DISK, Disk, OpenFile, resolve
+from bitward_agent.io import DISK, Disk, FileState, OpenFile, Range, merge_ranges, resolve
 from bitward_agent.neighbours import layout_of_file
 from bitward_agent.scan import default_jobs
 from bitward_agent.units import list_unit
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
+
+FILES_AT_ONCE = 256
+"""Files that are open together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,29 @@ class TriageReport:
     candidates: tuple[Suspect, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file with tensors, not open."""
+
+    path: str
+    state: FileState
+    layout: Layout
+    series: list[Series]
+
+
 class _Triage:
     def __init__(self, jobs: int, progress: ProgressSink | None, total_bytes: int, weights: int) -> None:
         self.jobs, self.progress, self.total_bytes, self.weights = jobs, progress, total_bytes, weights
         self.suspects: list[Suspect] = []
         self.histograms: list[ExponentHistogram] = []
+        self.notes: list[str] = []
+        self.unreadable: dict[str, list[Range]] = {}
         self.vectors: list[Census] = []
         self.lost_pages = LostPages()
         self.done_bytes = 0
         self.lock = threading.Lock()
 
-    def examine(self, file: OpenFile, layout: Layout, series: list[Series]) -> None:
+    def examine(self, file: OpenFile, known: _File) -> None:
         """All tensors of one file."""
 
         def on_tensor(group: Group) -> None:
@@ -103,27 +118,55 @@ class _Triage:
             if self.progress:
                 self.progress(Progress("triage", file.path, self.done_bytes, self.total_bytes))
 
-        CensusTaker(file, layout, series, on_tensor, on_pages, on_bytes).run(self.jobs)
+        taker = CensusTaker(file, known.layout, known.series, on_tensor, on_pages, on_bytes)
+        taker.run(self.jobs)
+        lost = self.unreadable[file.path] = merge_ranges(taker.unreadable)
+        if lost:
+            count = sum(high - low for low, high in lost)
+            self.notes.append(f"{file.path}: {count:,} bytes cannot be read, the first at byte {lost[0][0]:,}")
+        if file.state() != known.state:
+            self.notes.append(f"{file.path}: it was changed while it was read")
 
     def compare(self) -> None:
-        """What only all files together show, while they are open."""
+        """What only files together show, while they are open."""
         for stack in stacks(sorted(self.vectors, key=lambda one: (one.file.path, one.series.span.offset))):
             self.suspects += lonely(stack, self.weights)
-        self.suspects += self.lost_pages.suspects()
+        for one in self.lost_pages.suspects():
+            end = one.offset + one.length_bytes
+            if not any(low < end and one.offset < high for low, high in self.unreadable[one.path]):
+                self.suspects.append(one)
+        self.vectors, self.lost_pages = [], LostPages()
 
 
-def _files(paths: Sequence[Path | str]) -> list[str]:
-    """The files that paths name: themselves, or all in a directory."""
-    found: list[str] = []
+def _paths(paths: Sequence[Path | str]) -> dict[str, bool]:
+    """The files that paths name: themselves, or all in a directory; and whether they were named themselves."""
+    found: dict[str, bool] = {}
     for path in paths:
         real = resolve(os.fspath(path))
         if os.path.isdir(real):
-            found += [member.path for member in list_unit(real).members]
+            for member in list_unit(real).members:
+                found.setdefault(member.path, False)
         elif os.path.lexists(real):
-            found.append(real)
+            found[real] = True
         else:
             raise InputError(f"{os.fspath(path)}: no such file or directory")
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _files(paths: dict[str, bool], notes: list[str], disk: Disk) -> Iterator[_File]:
+    """The files that hold tensors. What is in a directory and cannot be read is noted."""
+    for path, is_named in paths.items():
+        try:
+            with OpenFile(path, disk=disk) as file:
+                state = file.state()
+                layout = layout_of_file(file, state.size)
+        except UnreadableError as error:
+            if is_named:
+                raise
+            notes.append(str(error))
+            continue
+        if any(span.role is Role.TENSOR for span in layout.spans):
+            yield _File(path, state, layout, series_of(layout))
 
 
 def triage(
@@ -131,32 +174,29 @@ def triage(
 ) -> TriageReport:
     """Look for damage in files, or in all files of directories, that belong to one model.
 
-    ``jobs`` threads read (default: as ``verify``). Files in which the readers know no tensors are passed over.
+    ``jobs`` threads read (default: as ``verify``). Files in which the readers know no tensors are passed over, as are those of a directory
+    that cannot be read (``notes`` say so). Vectors and pages are compared between up to ``FILES_AT_ONCE`` files.
 
     Raises:
         InputError: a path leads nowhere.
-        UnreadableError: a file or directory cannot be read.
+        UnreadableError: a file that was named, or a directory, cannot be read.
     """
     started = time.perf_counter()
-    with ExitStack() as stack:
-        opened: list[tuple[OpenFile, Layout, list[Series]]] = []
-        for path in _files(paths):
-            file = OpenFile(path, disk=disk)
-            layout = layout_of_file(file, file.state().size)
-            if any(span.role is Role.TENSOR for span in layout.spans):
-                opened.append((stack.enter_context(file), layout, series_of(layout)))
-            else:
-                file.close()
-        total_bytes = sum(span.length for _, layout, _ in opened for span in layout.spans if span.role is Role.TENSOR)
-        # A flip may have hit anything: a number, or a byte of codes and integers.
-        weights = total_bytes - sum(one.count * (one.form.item_bytes - 1) for _, _, series in opened for one in series)
-        state = _Triage(jobs or default_jobs(), progress, total_bytes, weights)
-        for file, layout, series in opened:
-            state.examine(file, layout, series)
-        state.compare()
+    notes: list[str] = []
+    files = list(_files(_paths(paths), notes, disk))
+    total_bytes = sum(span.length for file in files for span in file.layout.spans if span.role is Role.TENSOR)
+    # A flip may have hit anything: a number, or a byte of codes and integers.
+    weights = total_bytes - sum(one.count * (one.form.item_bytes - 1) for file in files for one in file.series)
+    state = _Triage(jobs or default_jobs(), progress, total_bytes, weights)
+    for first in range(0, len(files), FILES_AT_ONCE):
+        with ExitStack() as stack:
+            for one in files[first : first + FILES_AT_ONCE]:
+                state.examine(stack.enter_context(OpenFile(one.path, disk=disk)), one)
+            state.compare()
     suspects, candidates = settle(state.suspects)
     histograms = sorted(state.histograms, key=lambda one: (one.path, one.tensor, one.part))
-    return TriageReport(suspects, state.done_bytes, time.perf_counter() - started, tuple(histograms), (), candidates)
+    seconds = time.perf_counter() - started
+    return TriageReport(suspects, state.done_bytes, seconds, tuple(histograms), (*notes, *state.notes), candidates)
 
 
 def best_proposals(report: TriageReport) -> tuple[Suspect, ...]:
