@@ -186,10 +186,10 @@ def _inputs(subject: Subject) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-@torch.no_grad()
 def _run(subject: Subject, inputs: Mapping[str, Tensor]) -> None:
-    if not inputs:
-        subject.loss(subject.model, subject.choosing)
-        return
     extra: dict[str, Any] = {"use_cache": False} if hasattr(getattr(subject.model, "config", None), "use_cache") else {}
-    subject.model(**inputs, **extra)
+    with torch.no_grad():
+        if inputs:
+            subject.model(**inputs, **extra)
+        else:
+            subject.loss(subject.model, subject.choosing)

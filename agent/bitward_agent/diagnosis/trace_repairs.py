@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,15 @@ from bitward_agent.diagnosis.weight_lines import LineSolution, Turn, solve_line
 
 _LINES_LIMIT = 256
 """Departing channels of one module that are solved; more is no matter of flipped bits."""
+_MOST_NATS = 20.0
+"""What one sum can say at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One weight put right. ``bit`` is None where more than one bit of it was wrong; ``rivals`` counts other single bits of the same line that
-    would explain the sums as well; ``misfit`` is what the explanation leaves, in tolerances."""
+    would explain the sums as well; ``misfit`` is what the explanation leaves, in tolerances. ``evidence_nats``: how much the three sums were
+    off before, in logarithms of tolerances, less that of the number of explanations there are to choose from."""
 
     parameter: str
     element: int
@@ -34,6 +38,7 @@ class Change:
     after: float
     rivals: int
     misfit: float
+    evidence_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,12 @@ class ModuleCall:
     def departing(self, sums: Tensor) -> list[int]:
         """The channels whose sums are not within tolerance (NaN is not)."""
         fits = ((sums - self.right).abs() <= self.tolerance).all(1)
-        return torch.nonzero(~fits).view(-1).tolist()
+        return [int(one) for one in torch.nonzero(~fits).view(-1)]
+
+    def evidence_nats(self, channel: int, explanations: int) -> float:
+        """See ``Change``."""
+        away = ((fingerprint(self.output)[channel] - self.right[channel]).abs() / self.tolerance[channel]).clamp(min=1).log()
+        return float(away.nan_to_num(_MOST_NATS).clamp(max=_MOST_NATS).sum()) - math.log(max(1, explanations))
 
 
 @dataclass(slots=True)
@@ -105,19 +115,30 @@ def _mend_lines(call: ModuleCall, channels: list[int], mended: Mended) -> list[i
     weight, places, sums = _line_inputs(call)
     if weight is None or not bool(sums.isfinite().all()):
         return channels
-    bias = _bias_sums(call)
+    bias = getattr(call.module, "bias", None)
+    if isinstance(bias, nn.Parameter) and bias.dtype == weight.dtype:  # one input more, which is always 1
+        sums = torch.cat([sums, _sums_of_ones(call).unsqueeze(0)])
+    else:
+        bias = None
     left = []
     for channel in channels:
-        line = weight[channel, places] if places is not None else weight[channel]
-        right = call.right[channel] - (0 if bias is None else bias[channel])
-        line = line.cpu()
-        solution = solve_line(line, sums, right, call.tolerance[channel]) if bool(right.isfinite().all()) else None
+        line = (weight[channel, places] if places is not None else weight[channel]).cpu()
+        inputs = len(line)
+        if bias is not None:
+            line = torch.cat([line, bias.data[channel : channel + 1].cpu()])
+        solution = solve_line(line, sums, call.right[channel], call.tolerance[channel])
         if solution is None:
             left.append(channel)
             continue
+        evidence = call.evidence_nats(channel, line.numel() * FORMS[line.dtype].bits)
         for turn in solution.turns:
+            before = float(line[turn.place])
+            if bias is not None and turn.place == inputs:
+                _apply(call, mended, bias, channel, turn, solution, before, evidence)
+                continue
             place = turn.place if places is None else int(places[turn.place])
-            _apply(call, mended, _element(call.module, channel, place), turn, solution, float(line[turn.place]))
+            assert isinstance(call.module.weight, nn.Parameter)
+            _apply(call, mended, call.module.weight, _element(call.module, channel, place), turn, solution, before, evidence)
     return left
 
 
@@ -164,8 +185,13 @@ def _bias_sums(call: ModuleCall) -> Tensor | None:
     bias = getattr(call.module, "bias", None)
     if not isinstance(bias, nn.Parameter):
         return None
+    return bias.detach().double().cpu().unsqueeze(1) * _sums_of_ones(call)
+
+
+def _sums_of_ones(call: ModuleCall) -> Tensor:
+    """The three sums of a feature that is 1 for every token."""
     tokens = call.output.numel() // call.output.shape[-1]
-    return bias.detach().double().cpu().unsqueeze(1) * projection(tokens, torch.device("cpu")).double().sum(1)
+    return projection(tokens, torch.device("cpu")).double().sum(1)
 
 
 def _element(module: nn.Module, channel: int, place: int) -> int:
@@ -174,19 +200,22 @@ def _element(module: nn.Module, channel: int, place: int) -> int:
     return channel * columns + place if isinstance(module, nn.Linear) else place * columns + channel
 
 
-def _apply(call: ModuleCall, mended: Mended, element: int, turn: Turn, solution: LineSolution, before: float) -> None:
-    parameter = call.module.weight
-    assert isinstance(parameter, nn.Parameter)
-    name = call.names[id(parameter)]
+def _apply(
+    call: ModuleCall, mended: Mended, parameter: nn.Parameter, element: int, turn: Turn, solution: LineSolution, before: float, evidence: float
+) -> None:
     if turn.bit is not None:
-        bit = turn.bit
-        flip_in_place(parameter, element, bit)
-        mended.undo.append(lambda: flip_in_place(parameter, element, bit))
+        flip_in_place(parameter, element, turn.bit)
+        mended.undo.append(partial(flip_in_place, parameter, element, turn.bit))
     else:
         kept = element_view(parameter, element).clone()
         element_view(parameter, element).fill_(turn.value)
-        mended.undo.append(lambda: element_view(parameter, element).copy_(kept) and None)
-    mended.changes += (Change(name, element, turn.bit, before, turn.value, solution.rivals, solution.misfit),)
+        mended.undo.append(partial(_put_back, parameter, element, kept))
+    name = call.names[id(parameter)]
+    mended.changes += (Change(name, element, turn.bit, before, turn.value, solution.rivals, solution.misfit, evidence),)
+
+
+def _put_back(parameter: nn.Parameter, element: int, kept: Tensor) -> None:
+    element_view(parameter, element).copy_(kept)
 
 
 def _mend_vectors(call: ModuleCall, channels: list[int], mended: Mended) -> list[int]:
@@ -214,9 +243,11 @@ def _mend_vectors(call: ModuleCall, channels: list[int], mended: Mended) -> list
                     found[channel] = (misfit, parameter, bit)
     for channel, (misfit, parameter, bit) in found.items():
         before = float(parameter.data[channel])
+        evidence = call.evidence_nats(channel, FORMS[parameter.dtype].bits)
         flip_in_place(parameter, channel, bit)
-        mended.undo.append(lambda parameter=parameter, channel=channel, bit=bit: flip_in_place(parameter, channel, bit))
-        change = Change(call.names[id(parameter)], channel, bit, before, float(parameter.data[channel]), rivals[channel], misfit)
+        mended.undo.append(partial(flip_in_place, parameter, channel, bit))
+        name, after = call.names[id(parameter)], float(parameter.data[channel])
+        change = Change(name, channel, bit, before, after, rivals[channel], misfit, evidence)
         mended.changes += (change,)
         left.discard(channel)
     return sorted(left)

@@ -65,7 +65,7 @@ def solve_line(weights: Tensor, sums: Tensor, right: Tensor, tolerance: Tensor) 
 def _monsters(values: Tensor) -> list[int]:
     finite = values[values.isfinite()].abs()
     usual = float(finite[finite > 0].median()) if bool((finite > 0).any()) else 1.0
-    return torch.nonzero(~(values.abs() <= _MONSTER * usual)).view(-1).tolist()
+    return [int(one) for one in torch.nonzero(~(values.abs() <= _MONSTER * usual)).view(-1)]
 
 
 def _changes(weights: Tensor) -> Tensor:
