@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _COPY_LIMIT = 1 << 23
 """Elements of a linear layer's weight of which a float32 copy is made at a time: 32 MB."""
 
 
+@lru_cache(maxsize=8)
 def projection(tokens: int, device: torch.device) -> Tensor:
     """The weights of ``tokens`` tokens: float32 [3, tokens]. Those of fewer tokens are the first of these."""
     rows = []
