@@ -68,7 +68,7 @@ def record(subject: Subject) -> Trace:
     Raises:
         ModelError: Some output is not finite: such a model is not right, and a trace of it worth nothing.
     """
-    inputs = _inputs(subject)
+    inputs = run_inputs(subject)
     entries: list[TraceEntry] = []
 
     def note(name: str, _: nn.Module, __: Tensor | None, output: Tensor, ___: Callable[[], Tensor]) -> Tensor:
@@ -79,7 +79,7 @@ def record(subject: Subject) -> Trace:
         return output
 
     with watched(subject.model, note):
-        _run(subject, inputs)
+        run_model(subject, subject.model, inputs)
     kept = tuple(TraceInput(name, one.cpu().numpy().astype(np.int32)) for name, one in inputs.items())
     return Trace(binding(subject.model), kept, tuple(entries))
 
@@ -102,7 +102,7 @@ def compare(subject: Subject, trace: Trace, *, keep: bool = False) -> TraceFindi
     inputs = {one.name: torch.from_numpy(one.values).long().to(subject.device()) for one in trace.inputs}
     with watched(subject.model, judge.see):
         try:
-            _run(subject, inputs or _inputs(subject))
+            run_model(subject, subject.model, inputs)
         except _OutOfStepError as error:
             raise InputError(f"the trace does not fit the model: {error}") from error
         except (RuntimeError, ValueError, IndexError) as error:
@@ -176,7 +176,7 @@ def tolerance(right: Tensor) -> Tensor:
     return (own + SCALE_TOLERANCE * usual_size(right)).expand_as(right)
 
 
-def _inputs(subject: Subject) -> dict[str, Tensor]:
+def run_inputs(subject: Subject) -> dict[str, Tensor]:
     """The tokens of the choosing batch in one row; nothing for a factory's model, which is run as its factory wants it."""
     batch = subject.choosing
     if not isinstance(batch, TokenBatch):
@@ -186,10 +186,11 @@ def _inputs(subject: Subject) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-def _run(subject: Subject, inputs: Mapping[str, Tensor]) -> None:
-    extra: dict[str, Any] = {"use_cache": False} if hasattr(getattr(subject.model, "config", None), "use_cache") else {}
+def run_model(subject: Subject, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Run a model on the inputs; without any as the subject's loss runs it."""
+    extra: dict[str, Any] = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
     with torch.no_grad():
         if inputs:
-            subject.model(**inputs, **extra)
+            model(**inputs, **extra)
         else:
-            subject.loss(subject.model, subject.choosing)
+            subject.loss(model, subject.choosing)
