@@ -25,12 +25,12 @@ from bitward_agent.diagnosis.weight_prior import WeightPrior
 WEIGHTS_TRIED = 20
 """Weights of each ranking that are tried for real."""
 _WEIGHTS_SIEVED = 16
-_WEIGHTS_REFINED = 5
-_BITS_COMPARED = 5
+_WEIGHTS_REFINED = 4
+_BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
-_NEAR_NATS = 8.0
+_NEAR_NATS = 12.0
 _CHOOSING_ITEMS = 256
-_TEXT_WEIGHT = 0.5
+_TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
 _PRIOR_LIMIT_NATS = 12.0
 _NEGLIGIBLE = 2.0**-10
@@ -135,12 +135,14 @@ class Profile:
         value = element_view(parameter, element).cpu()
         columns = prior.column_sums.numel()
         scale = prior.scale(torch.tensor([element // columns]), torch.tensor([element % columns]), value.float().abs())
-        now = float(prior.log_prior(value.float().abs(), scale))
+        place = torch.tensor([element])
+        now = float(prior.log_prior(value.float().abs(), scale) + prior.recurrence_nats(place, value))
         listed: list[Candidate] = []
         negligible: float | None = None
         for bit in FORMS[parameter.dtype].weighty:
-            changed = flipped(value, bit).float()
-            likelier = float(prior.log_prior(changed.abs(), scale)) - now
+            turned = flipped(value, bit)
+            changed = turned.float()
+            likelier = float(prior.log_prior(changed.abs(), scale) + prior.recurrence_nats(place, turned)) - now
             if not bool(changed.isfinite()) or likelier < _LEAST_PRIOR_NATS:
                 continue
             is_negligible = bool(changed.abs() < scale * _NEGLIGIBLE)
