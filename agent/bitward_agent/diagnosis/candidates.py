@@ -28,6 +28,8 @@ _PER_PART = 48
 _AGAINST_PER_PART = 8
 _TINY_OCTAVES = 4.0
 """A weight this many octaves below what is usual at its place may have been shrunk by a flip."""
+_SMALL_OCTAVES = 1.5
+"""The same in norms and biases, whose values lie close together."""
 _USUAL_OCTAVES = (-3.0, 3.0)
 
 
@@ -164,7 +166,8 @@ def _growing(part: _Part, count: int) -> Tensor:
     columns = part.prior.column_sums.numel()
     first_row = part.first // columns
     usual = part.prior.scales(first_row, first_row + part.weight.numel() // columns).view(-1).to(part.weight.device)
-    elements = torch.nonzero(part.weight.float().abs() < usual * 2.0**-_TINY_OCTAVES).view(-1)
+    octaves = _SMALL_OCTAVES if part.prior.row_sums.numel() == 1 else _TINY_OCTAVES
+    elements = torch.nonzero(part.weight.float().abs() < usual * 2.0**-octaves).view(-1)
     if not elements.numel():
         return elements
     values, slopes, usual_there = part.weight[elements], part.slope[elements], usual[elements]

@@ -40,9 +40,9 @@ class TokenBatch:
     def rows(self) -> int:
         return int(self.labels.shape[0])
 
-    def first_rows(self, count: int) -> TokenBatch:
-        """The first rows of it."""
-        return TokenBatch({name: one[:count] for name, one in self.inputs.items()}, self.labels[:count])
+    def part(self, rows: int, tokens: int) -> TokenBatch:
+        """The first tokens of the first rows of it."""
+        return TokenBatch({name: one[:rows, :tokens] for name, one in self.inputs.items()}, self.labels[:rows, :tokens])
 
 
 def causal_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
