@@ -199,6 +199,19 @@ def test_an_overwritten_range_is_no_heap_of_flips(minilm: Path, tmp_path: Path) 
     assert one.span.offset + 80_000 <= found.offset < found.offset + found.length_bytes <= one.span.offset + 80_600
 
 
+@pytest.mark.parametrize("seed", [17, 18, 19])
+def test_a_page_of_noise_is_one_range(seed: int, minilm: Path, tmp_path: Path) -> None:
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    copy = copy_of(minilm, tmp_path)
+    one = next(some for some in series_in(copy) if some.span.name.endswith("layer.5.output.dense.weight"))
+    page = -(-one.span.offset // 4096) * 4096 + 4096 * draw.randrange(500)
+    overwrite(copy, page, draw.randbytes(4096))
+    found = the_suspect(triage([copy]))
+    assert (found.kind, found.tensor, found.bit) == ("garbled-range", one.span.name, None)
+    assert page <= found.offset < found.offset + found.length_bytes <= page + 4096
+
+
 def test_masks_are_well_and_a_tensor_of_nan_is_told_once(tmp_path: Path) -> None:
     mask = np.triu(np.full((128, 128), -np.inf, np.float32), 1)
     path = write_safetensors(tmp_path / "m.safetensors", {"mask": ("F32", mask.shape, mask.tobytes()), "w": weights((128, 128), "F32", 11)})

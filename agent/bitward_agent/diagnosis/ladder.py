@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from bitward_agent.diagnosis.facts import (
 )
 from bitward_agent.diagnosis.triage import ExponentHistogram, TriageReport, best_proposals, triage
 from bitward_agent.errors import BitwardError, InputError
-from bitward_agent.findings import ProgressSink
+from bitward_agent.findings import ExitCode, ProgressSink
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
@@ -35,6 +34,12 @@ if TYPE_CHECKING:
     from bitward_agent.diagnosis.run_model import ModelSteps
 
 ALL_STEPS = (Step.TRIAGE, Step.DIFFERENTIAL, Step.PROFILE, Step.PERTURBATION, Step.RECOVERY)
+_EXIT_CODES = {
+    DiagnosisVerdict.CLEAN: ExitCode.OK,
+    DiagnosisVerdict.FAULT_FOUND: ExitCode.REPAIRABLE,
+    DiagnosisVerdict.SUSPICIOUS: ExitCode.NOT_REPAIRABLE,
+    DiagnosisVerdict.INCONCLUSIVE: ExitCode.CANNOT_TELL,
+}
 TELLING = Callable[[str], None]
 
 
@@ -235,10 +240,11 @@ class _Ladder:
         if self.model is None and self.triaged is not None:
             # Without a model to ask, the census alone speaks.
             self.unflips += [Unflip(one, None, None, None) for one in best_proposals(self.triaged)]
+        verdict = self._verdict()
         report = DiagnosisReport(
             model=self.request.model,
             architecture=self.model.architecture if self.model is not None else "",
-            verdict=self._verdict(),
+            verdict=verdict,
             steps=tuple(self.steps),
             suspects=tuple(sorted(self.suspects, key=lambda one: -one.score_nats)),
             unflips=tuple(self.unflips),
@@ -249,8 +255,9 @@ class _Ladder:
             calibration=self.request.calibration or OWN_TEXT,
             output="",
             seconds=time.monotonic() - self.started,
+            exit_code=_EXIT_CODES[verdict],
         )
-        return Diagnosis(replace(report), self.histograms)
+        return Diagnosis(report, self.histograms)
 
     def _verdict(self) -> DiagnosisVerdict:
         if self.unflips:

@@ -27,7 +27,8 @@ _CLUSTER_LIMIT = 16
 """Most lonely numbers at one end of a tensor that are told one by one."""
 _ROWS_READ = 12
 """Rows that are read for each way in which a row can stand out."""
-_ROWS_LIMIT_BYTES = 1 << 22
+_ROWS_LIMIT_BYTES = 1 << 19
+"""Most bytes of them, unless one row is longer."""
 _NOT_FINITE_LIMIT = 64
 _NOT_FINITE_SHARE = 1 / 100
 _NOT_FINITE_NATS = 20.0
@@ -79,7 +80,7 @@ def _interesting_rows(census: Countable) -> Rows:
     keys = (top, top - usual, -low, usual - low)
     chosen = [np.argpartition(key, -wanted)[-wanted:] for key in keys]
     mantissa = census.form.mantissa_bits
-    chosen.append(np.flatnonzero((census.top >> census.top.dtype.type(mantissa)) >= census.form.special)[:_NOT_FINITE_LIMIT])
+    chosen.append(np.flatnonzero((census.top >> census.top.dtype.type(mantissa)) >= census.form.special)[: 4 * wanted + 16])
     return np.unique(np.concatenate(chosen))
 
 

@@ -1,7 +1,7 @@
 """From all that was found to what is told: one story for each place.
 
 Several numbers out of place in a few KiB are no single flips but a range that was overwritten; numbers inside a range that is told as
-zeroed or repeated are told with it; of several stories of one element the likeliest remains.
+zeroed, repeated or garbled are told with it; of several stories of one element the likeliest remains.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from bitward_agent.diagnosis.facts import Suspect
 from bitward_agent.diagnosis.lonely import PROPOSAL_NATS
+from bitward_agent.io import merge_ranges
 
 _REACH_BYTES = 4096
 """Numbers no further apart than this are taken together."""
@@ -26,7 +27,7 @@ def settle(found: Iterable[Suspect]) -> tuple[tuple[Suspect, ...], tuple[Suspect
     elements: dict[tuple[str, str, tuple[int, ...]], Suspect] = {}
     ranges: list[Suspect] = []
     for one in sorted(found, key=_order):
-        if one.kind in ("zeroed-page", "repeated-page"):
+        if one.kind in ("zeroed-page", "repeated-page", "garbled-range"):
             ranges.append(one)
         else:
             elements.setdefault((one.path, one.tensor, one.index), one)
@@ -45,12 +46,13 @@ def _outside(elements: list[Suspect], ranges: list[Suspect]) -> Iterator[Suspect
     """Elements that lie in none of the ranges."""
     by_path: dict[str, list[tuple[int, int]]] = {}
     for one in ranges:
-        by_path.setdefault(one.path, []).append((one.offset, one.offset + one.length_bytes))
-    for places in by_path.values():
-        places.sort()
+        # What is garbled begins before the first number that shows it, and ends after the last.
+        margin = _REACH_BYTES if one.kind == "garbled-range" else 0
+        by_path.setdefault(one.path, []).append((one.offset - margin, one.offset + one.length_bytes + margin))
+    by_path = {path: merge_ranges(places) for path, places in by_path.items()}
     for one in elements:
         places = by_path.get(one.path, [])
-        at = bisect_right(places, (one.offset, one.offset + (1 << 62))) - 1
+        at = bisect_right(places, one.offset, key=lambda place: place[0]) - 1
         if at < 0 or one.offset >= places[at][1]:
             yield one
 

@@ -13,11 +13,15 @@ from bitward_agent.diagnosis.priors import read_rows
 FEW = 16
 """So many at one end of a tensor are looked at one by one (``lonely``)."""
 _ROWS_LIMIT = 64
+_ROWS_LIMIT_BYTES = 1 << 22
+"""Most rows, and bytes of them, that are read to say where they are."""
 _BEYOND_OCTAVES = 24
 _USUAL_OCTAVES = 8
+"""No trained weight is 2^24; a tensor whose numbers are mostly below 2^8 has no business there."""
 _STRAY_SHARE = 1 / 10
 _MASK_SHARE = 1 / 100
 _TOLD_NATS = 20.0
+"""The score of what is not weighed."""
 
 
 def strays(census: Countable) -> Iterator[Suspect]:
@@ -34,7 +38,8 @@ def strays(census: Countable) -> Iterator[Suspect]:
     if not too_many and not special:
         return
     mantissa = form.mantissa_bits
-    rows = np.flatnonzero((census.top >> kind(mantissa)) >= beyond)[:_ROWS_LIMIT]
+    limit = min(_ROWS_LIMIT, max(1, _ROWS_LIMIT_BYTES // (census.row_length * form.item_bytes)))
+    rows = np.flatnonzero((census.top >> kind(mantissa)) >= beyond)[:limit]
     grid = read_rows(census, rows)
     fields = (grid & kind(form.magnitude_mask)) >> kind(mantissa)
     places = np.flatnonzero(fields >= (beyond if too_many else form.special))
@@ -49,7 +54,7 @@ def strays(census: Countable) -> Iterator[Suspect]:
     offset, length = series.offset(number), form.item_bytes
     what = f"2^{beyond - form.bias} and more, or no numbers" if too_many else "no numbers"
     words = f"{name}: {count if too_many else special:,} of {census.count:,} are {what}, the first ({value}) at {list(index)}"
-    if too_many and (last_path, last_series) == (path, series) and rows.size < _ROWS_LIMIT:
+    if too_many and (last_path, last_series) == (path, series) and rows.size < limit:
         length = series.offset(last) + form.item_bytes - offset
         words += f", the last {length:,} bytes further on"
     told = "garbled-range" if too_many else "not-finite"

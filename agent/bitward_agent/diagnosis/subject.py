@@ -21,7 +21,7 @@ from bitward_agent.inspection import inspect_file
 CHOOSING_TOKENS = 256
 """Tokens that faults are looked for with; the rest of the text confirms what was found."""
 _ROW_TOKENS = 64
-_QUICK_ROW_TOKENS = 24
+_QUICK_ROW_TOKENS = 20
 _PASSAGE_TOKENS = 16
 _PASSAGES = 24
 

@@ -96,9 +96,8 @@ class _Triage:
             histograms: list[ExponentHistogram] = []
             for part, census in enumerate(group.censuses):
                 single = list(lonely(census, self.weights))
-                if not any(one.kind == "not-finite" for one in single):
-                    suspects += strays(census)
-                suspects += single
+                told = {one.kind for one in single}
+                suspects += [*single, *(one for one in strays(census) if one.kind not in told)]
                 filled = census.exponents.nonzero()[0]
                 if filled.size:
                     first, last = int(filled[0]), int(filled[-1])
