@@ -116,9 +116,14 @@ def test_replaced_weights_come_back_even_nan_and_after_an_error(subject: Subject
     parameters = dict(subject.model.named_parameters())
     parameters[DOWN].data.view(-1)[7] = float("nan")
     before = parameters[DOWN].detach().clone().view(torch.int16)
-    with pytest.raises(RuntimeError), replaced(parameters, [Change(DOWN, torch.zeros_like(parameters[DOWN]))]):
-        assert not parameters[DOWN].any()
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replaced(parameters, [Change(DOWN, torch.zeros_like(parameters[DOWN]))]):
+            assert not parameters[DOWN].any()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert torch.equal(parameters[DOWN].detach().view(torch.int16), before)
     with pytest.raises(ValueError, match="shape"):
         apply_changes(parameters, [Change(DOWN, torch.zeros(1))])

@@ -35,7 +35,6 @@ def replaced(parameters: Mapping[str, nn.Parameter], changes: Sequence[Change]) 
         apply_changes(parameters, [Change(name, values) for name, values in before.items()])
 
 
-@torch.no_grad()
 def apply_changes(parameters: Mapping[str, nn.Parameter], changes: Sequence[Change]) -> None:
     """Set parameters for good, in memory.
 
@@ -46,7 +45,8 @@ def apply_changes(parameters: Mapping[str, nn.Parameter], changes: Sequence[Chan
         parameter = parameters[one.parameter]
         if parameter.shape != one.values.shape:
             raise ValueError(f"{one.parameter}: values of shape {tuple(one.values.shape)} for one of {tuple(parameter.shape)}")
-        parameter.data.copy_(one.values)
+        with torch.no_grad():
+            parameter.data.copy_(one.values)
 
 
 class ChangeTrials:

@@ -99,7 +99,7 @@ class Recovery:
 
     def _clamped(self, part: Part, trials: ChangeTrials) -> Iterator[_Tried]:
         options = [option for name in part.parameters for option in clamp_options(name, self.parameters[name], part.rows)]
-        if not part.rows and 1 < len(part.parameters):
+        if not part.rows and len(part.parameters) > 1:
             options += _together([clamp_options(name, self.parameters[name]) for name in part.parameters])
         best = self._best_option(options, trials)
         if best is not None:

@@ -34,7 +34,7 @@ Predictor = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """In nats per position: ``mutual_information`` = ``predictive_entropy`` − ``expected_entropy``; infinite if predictions are no numbers."""
+    """In nats per position: ``mutual_information`` is the difference of the other two; all infinite if predictions are no numbers."""
 
     mutual_information: float
     predictive_entropy: float
@@ -43,10 +43,14 @@ class Uncertainty:
 
 def predictor_of(subject: Subject) -> Predictor | None:
     """What the model predicts, by the loss it is watched with; ``None`` for a loss that somebody else defined."""
-    return {causal_loss: _causal_logits, masked_loss: _masked_logits, passage_loss: _passage_logits}.get(subject.loss)
+    known: tuple[tuple[object, Predictor], ...] = (
+        (causal_loss, _causal_logits),
+        (masked_loss, _masked_logits),
+        (passage_loss, _passage_logits),
+    )
+    return next((predict for loss, predict in known if loss is subject.loss), None)
 
 
-@torch.no_grad()
 def uncertainty(
     model: nn.Module, blocks: list[nn.Module], predict: Predictor, batch: Batch, *, perturbations: int = PERTURBATIONS, seed: int = 0
 ) -> Uncertainty:
@@ -54,7 +58,7 @@ def uncertainty(
     total: Tensor | None = None
     entropies = 0.0
     for number in range(perturbations):
-        with _noise(blocks, seed * 1_000_003 + number):
+        with torch.no_grad(), _noise(blocks, seed * 1_000_003 + number):
             shares = functional.log_softmax(predict(model, batch)[:_POSITIONS_LIMIT].float(), dim=-1).exp()
         entropies += _entropy(shares)
         total = shares if total is None else total.add_(shares)

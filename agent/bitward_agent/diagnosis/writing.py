@@ -133,7 +133,8 @@ def _edits(
     known = {real for _, real in members}
     edits: dict[str, list[tuple[int, bytes, bool]]] = {}
     layouts: dict[str, Layout] = {}
-    for one in (*unflips, *patches):
+    wanted: list[Suspect | Patch] = [*unflips, *patches]
+    for one in wanted:
         real = resolve(one.path)
         if real not in known:
             raise InputError(f"{one.path}: is to be changed, but is no file of the model's directory")
