@@ -166,6 +166,12 @@ def index_damage(path: str, index: UnitIndex, disk: Disk = DISK) -> bool:
         return file.read(0, len(whole) + 1) != whole
 
 
+def heal_index(path: str, index: UnitIndex, disk: Disk = DISK) -> None:
+    """Write an index as it was, over a damaged one that could still be read."""
+    with atomic_file(path, disk) as target:
+        target.write_all(build_unit_index(index.entries, like=index.superblock)[0], 0)
+
+
 @dataclass(frozen=True, slots=True)
 class UnitCheck:
     """A unit as it is now: its files, those that the index knows and that are gone, the report, and the roots that the index binds."""
@@ -211,8 +217,7 @@ def check_unit(folder: str, sidecar_dir: str | None = None, *, heal: bool = Fals
         state, message = SidecarState.DAMAGED, "the directory's index is damaged but still readable: 'bitward repair' heals it"
         if heal:
             try:
-                with atomic_file(path, disk) as target:
-                    target.write_all(build_unit_index(index.entries, like=index.superblock)[0], 0)
+                heal_index(path, index, disk)
                 state, message = SidecarState.HEALED, "the directory's index was damaged and is whole again"
             except BitwardError as error:
                 message = f"the directory's index is damaged and could not be healed: {error}"

@@ -42,7 +42,13 @@ class Sink:
             self.changed.notify_all()
 
     def fail(self, message: str) -> None:
-        self.failed.append(message)
+        with self.changed:
+            self.failed.append(message)
+            self.changed.notify_all()
+
+    def wait_failed(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.failed) >= count, timeout=20)
 
     def wait(self, count: int) -> None:
         with self.changed:
@@ -78,11 +84,73 @@ def test_secrets_of_the_agents_environment_are_not_passed_on(tmp_path: Path, mon
 def test_a_command_that_fails_is_told_of(tmp_path: Path, body: str | None, told: str) -> None:
     sink = Sink()
     words = ("/nowhere/alert",) if body is None else command(tmp_path, body)
-    alerts = Alerts(words, sink.tell, sink.fail, command_seconds=0.3)
+    alerts = Alerts(words, sink.tell, sink.fail, command_seconds=0.3, retry_seconds=())
     alerts.send(incident(1))
-    sink.wait(1)
+    sink.wait_failed(1)
     alerts.stop()
     assert told in sink.failed[0]
+    assert "given up after 1 calls" in sink.failed[0]
+    assert sink.told == []
+
+
+def test_a_call_that_failed_is_made_again_until_it_succeeds_and_then_never(tmp_path: Path) -> None:
+    sink = Sink()
+    words = command(tmp_path, f'echo "$BITWARD_INCIDENT" >> {tmp_path}/out; [ $(wc -l < {tmp_path}/out) -ge 3 ]')
+    alerts = Alerts(words, sink.tell, sink.fail, retry_seconds=(0.1, 0.2, 60.0))
+    for _ in range(3):
+        alerts.send(incident(1))
+    sink.wait(1)
+    alerts.send(incident(1))  # somebody saw it again before the store knew
+    alerts.send(incident(2))
+    sink.wait(2)
+    alerts.stop()
+    assert sink.told == [1, 2]
+    assert (tmp_path / "out").read_text().split() == ["1", "1", "1", "2"]
+    assert ["called again in" in one for one in sink.failed] == [True, True]
+
+
+def test_a_call_that_always_fails_ends_and_may_be_asked_for_again(tmp_path: Path) -> None:
+    sink = Sink()
+    alerts = Alerts(command(tmp_path, f"echo x >> {tmp_path}/out; exit 1"), sink.tell, sink.fail, retry_seconds=(0.1, 0.1))
+    for count in (3, 6):
+        alerts.send(incident(1))
+        sink.wait_failed(count)
+        assert "given up after 3 calls" in sink.failed[-1]
+    alerts.stop()
+    assert len((tmp_path / "out").read_text().splitlines()) == 6
+    assert sink.told == []
+
+
+def test_a_failed_call_holds_up_no_other_incident(tmp_path: Path) -> None:
+    sink = Sink()
+    alerts = Alerts(command(tmp_path, '[ "$BITWARD_INCIDENT" != 1 ]'), sink.tell, sink.fail)
+    alerts.send(incident(1))
+    sink.wait_failed(1)
+    alerts.send(incident(2))
+    sink.wait(1)
+    alerts.stop()
+    assert sink.told == [2]
+    assert "called again in 30 s" in sink.failed[0]
+
+
+def test_what_nobody_took_is_told_after_the_next_start_once(tmp_path: Path) -> None:
+    words = command(tmp_path, f"[ -e {tmp_path}/mended ] && echo x >> {tmp_path}/out")
+    for start in range(4):
+        if start == 2:
+            (tmp_path / "mended").touch()
+        store = Store(str(tmp_path / "agent.db"))
+        stream = io.StringIO()
+        accounts = Accounts(store, Log(LogForm.TEXT, stream=stream), words)
+        accounts.catch_up()
+        accounts.incident(Incident("/a", IncidentKind.CHANGED, "f", 1, "m"))
+        deadline = time.monotonic() + 20
+        while not store.incidents(open_only=True)[0].alerted and "alert-failed" not in stream.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert store.incidents(open_only=True)[0].alerted == (start >= 2)
+        accounts.close()
+        store.close()
+    assert (tmp_path / "out").read_text() == "x\n"
 
 
 def test_a_flood_becomes_a_few_calls_that_speak_of_all(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ SCRAPE_LABELS = {"instance", "job"}
 """What Prometheus adds to every sample."""
 
 BITS_ARE_NO_SIZE = 'bitward_corrected_bits_total use base unit "bytes" instead of "bits"'
-"""promtool takes the word for a size. These are flips, each counted."""
+"""promtool's rule (promlint, ``metricUnits``) takes this word of a name for a size. These are flips, each counted; the name stays."""
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed here (Debian: prometheus)")
 
@@ -94,6 +94,7 @@ def promtool(*arguments: str, given: str = "") -> subprocess.CompletedProcess[st
 def test_promtool_accepts_the_metrics() -> None:
     done = promtool("check", "metrics", given=page())
     assert (done.stdout + done.stderr).strip() in ("", BITS_ARE_NO_SIZE)
+    assert BITS_ARE_NO_SIZE in " ".join(GUIDE.read_text(encoding="utf-8").split())
 
 
 @needs_promtool

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,7 @@ from bitward_formats.readers import layout_of, onnx, protowalk
 from bitward_formats.readers.file_view import FileView
 from bitward_formats.spans import Layout, Role
 from readers.folders import Folder, assert_tiles, fetcher, fetcher_of
-
-MUTATIONS = 2000
-SEED = int(os.environ.get("BITWARD_TEST_SEED", "20240817"))
+from readers.mutations import check_mutations
 
 
 def varint(value: int) -> bytes:
@@ -317,24 +313,7 @@ def test_mutations_give_a_tiling_layout_or_a_named_error(name: str, tmp_path: Pa
 
     getattr(onnx_made, name)(tmp_path)
     data = (tmp_path / "made.onnx").read_bytes()
-    print("seed", SEED)
-    seeded = random.Random(SEED)
-    count = 0
-    tracemalloc.start()
-    try:
-        for _ in range(MUTATIONS):
-            mutant = mutate(seeded, data)
-            try:
-                layout = onnx.read_layout(FileView("m.onnx", len(mutant), fetcher(mutant)))
-            except errors.CheckpointError:
-                layout = layout_of(fetcher(mutant), len(mutant), "m.onnx")
-                assert layout.format_name == "opaque"
-                count += 1
-            assert_tiles(layout)
-        assert tracemalloc.get_traced_memory()[1] < 30 * len(data) + (4 << 20)
-    finally:
-        tracemalloc.stop()
-    assert 0 < count < MUTATIONS
+    check_mutations("m.onnx", data, onnx.read_layout, lambda seeded: mutate(seeded, data), sizes_limit=30)
 
 
 def external_model(location: str, name: str = "t", offset: str = "0", length: str | None = "8") -> bytes:

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ needs_torch = pytest.mark.skipif(torch is None, reason="PyTorch is not installed
 
 def flips_of(report: bitward.api.VerifyReport) -> list[tuple[str | None, tuple[int, ...], int]]:  # type: ignore[name-defined]
     return [(one.tensor, one.index, one.bit) for file in report.files for block in file.damage for one in block.flips]
+
+
+@contextmanager
+def child_over_a_flip(kind: str, path: Path) -> Iterator[tuple[Child, str]]:
+    """A process that maps a file in which a bit flips then, and the sum that it had before."""
+    with child(kind, path) as process:
+        before = process.sum()
+        flip_in_file(path, data_start(path) + 4 * 9000 + 3, 5)
+        yield process, before
 
 
 @pytest.mark.parametrize("how", ["shared", "safe_open"])
@@ -108,9 +118,7 @@ def test_file_and_copy_damaged_at_once(tmp_path: Path) -> None:
 def test_where_the_file_is_out_of_reach_the_process_is_healed(tmp_path: Path) -> None:
     """A page of the page cache is wrong and its file has no name to be repaired by: the process gets a right copy of its own."""
     path = checkpoint(tmp_path)
-    with child("private", path) as process:
-        before = process.sum()
-        flip_in_file(path, data_start(path) + 4 * 9000 + 3, 5)
+    with child_over_a_flip("private", path) as (process, before):
         path.unlink()
         assert process.sum() != before
         done = bitward.repair(path, live=process.pid)
@@ -209,9 +217,7 @@ def test_a_replaced_file_is_no_damage(tmp_path: Path) -> None:
 def test_a_stranger_cannot_have_a_file_written_to(tmp_path: Path) -> None:
     """Nobody but the process names the file, and somebody else made the sidecar: what root writes must not follow from that."""
     path = checkpoint(tmp_path)
-    with child("shared", path) as process:
-        before = process.sum()
-        flip_in_file(path, data_start(path) + 4 * 9000 + 3, 5)
+    with child_over_a_flip("shared", path) as (process, before):
         wrong = path.read_bytes()
         os.chown(f"{path}.ward", 65534, 65534)
         done = bitward.repair(live=process.pid)

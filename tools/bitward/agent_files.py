@@ -15,10 +15,11 @@ from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.daemon.config import DEFAULT_CONFIG, AgentConfig, OnDamage, WatchConfig, read_config
 from bitward_agent.daemon.reconcile import Found, look, walk
 from bitward_agent.errors import InputError
-from bitward_agent.findings import ExitCode, FileVerification, RepairReport, SidecarReport, SidecarState, Verdict, VerifyReport
+from bitward_agent.findings import ExitCode, FileVerification, RepairReport, SidecarReport, SidecarState, UnitReport, Verdict, VerifyReport
 from bitward_agent.io import resolve, sidecar_path
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.opening import Places
+from bitward_agent.units import check_unit, sidecar_base
 from bitward_agent.verify import FlipBudget, verify_file
 
 
@@ -28,18 +29,23 @@ def configured(path: str | None) -> AgentConfig | None:
 
 
 def verify_watched(config: AgentConfig | None, paths: Iterable[str], *, jobs: int | None = None) -> VerifyReport:
-    """Verify files, and directories with all files of the watch below them. What no watch has is held against the sidecar beside it."""
+    """Verify files, and directories with all files of the watch below them, and with what their index misses.
+
+    What no watch has is held against the sidecar beside it.
+    """
     started = time.monotonic()
     budget = FlipBudget()
     files: list[FileVerification] = []
+    units: list[UnitReport] = []
     for path in paths:
         members = list(_members(config, resolve(path)))
+        units += _unit(config, resolve(path))
         files += [verify_file(file, sidecar, jobs=jobs, budget=budget) for file, sidecar in members]
         if not members:
             files.append(_nothing(path))
-    code = ExitCode.worst(file.exit_code for file in files)
+    code = ExitCode.worst([*(file.exit_code for file in files), *(unit.exit_code for unit in units)])
     size, seconds = sum(file.bytes for file in files), time.monotonic() - started
-    return VerifyReport("bitward.verify/1", VERDICT_OF_CODE[code], size, seconds, tuple(files), (), code)
+    return VerifyReport("bitward.verify/1", VERDICT_OF_CODE[code], size, seconds, tuple(files), tuple(units), code)
 
 
 def heal_watched(config: AgentConfig, path: str, *, jobs: int | None = None) -> RepairReport:
@@ -94,6 +100,20 @@ def _members(config: AgentConfig | None, path: str) -> Iterator[tuple[str, str]]
         return
     found = look(watch, path) if watch is not None else None
     yield (found.path, found.sidecar) if found is not None else (path, sidecar_path(path))
+
+
+def _unit(config: AgentConfig | None, path: str) -> list[UnitReport]:
+    """What a directory's index says of files that are gone. Where there is no index, files are all there is to verify."""
+    if not os.path.isdir(path):
+        return []
+    watch = (config.watch_of(path) if config is not None else None) or WatchConfig(path)
+    base = sidecar_base(watch.path, watch.sidecar_dir)
+    sidecar_dir = os.path.dirname(os.path.normpath(os.path.join(base, os.path.relpath(path, watch.path)))) if watch.sidecar_dir else None
+    report = check_unit(path, sidecar_dir).report
+    if report.state is SidecarState.MISSING:
+        return []
+    # What the watch leaves out is nobody's to protect, and what it has is verified by its own sidecar.
+    return [replace(report, unprotected=())]
 
 
 def _nothing(path: str) -> FileVerification:

@@ -50,6 +50,7 @@ class Accounts:
         if alert_command != self._alerts.command:
             self._alerts.stop()
             self._alerts = self._alerts_of(alert_command)
+            self.catch_up()
 
     def event(self, kind: EventKind, path: str, message: str, **fields: object) -> None:
         """Log something and keep it. Fields that are None or empty are left out."""
@@ -118,10 +119,15 @@ class Accounts:
             self.event(EventKind.INCIDENT_CLOSED, incident.path, f"{incident.kind.value}: {outcome}", incident=incident.id, outcome=outcome)
 
     def catch_up(self) -> None:
-        """After a start: tell of open incidents that nobody was told of, because the agent was ended between."""
+        """After a start: tell of open incidents that nobody was told of, because the agent was ended between or the command failed."""
         for incident in reversed(self._store.incidents(open_only=True)):
-            if not incident.alerted and incident.kind is not IncidentKind.DAMAGED:  # damage is judged anew by its scrub
+            if not incident.alerted and not self._is_judged_anew(incident):
                 self._alerts.send(incident)
+
+    def _is_judged_anew(self, incident: Incident) -> bool:
+        """Whether a scrub that comes first, since the file is suspect, will say what there is to be told."""
+        unit = self._store.unit(incident.path)
+        return incident.kind is IncidentKind.DAMAGED and (unit is None or unit.suspect)
 
     def close(self) -> None:
         """End the alert command's thread and the log."""

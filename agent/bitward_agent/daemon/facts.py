@@ -125,6 +125,7 @@ class EventKind(StrEnum):
     HANDED_OVER = "handed-over"
     CHANGED = "changed"
     GONE = "gone"
+    INDEXED = "indexed"
     UNVERIFIABLE = "unverifiable"
     HARDWARE_SUSPECT = "hardware-suspect"
     INCIDENT_CLOSED = "incident-closed"

@@ -136,7 +136,9 @@ class _Healing:
         by_offset = {one.offset: one for one in self.found.damage}
         for write in done.writes if done.repaired else ():
             where = (write.tensor, write.block, write.offset, write.length)
-            self._account(by_offset.get(write.offset, Damage(*where, True, write.source, UNKNOWN, write.flip_count)), write.source)
+            found = by_offset.get(write.offset, Damage(*where, True, write.source, UNKNOWN, write.flip_count))
+            # What was put right counts, not what the scrub saw: more bits may have flipped since.
+            self._account(replace(found, flip_count=max(found.flip_count, write.flip_count)), write.source)
         return replace(self.result(done.verdict, done.message), remaining=done.remaining, repair=done)
 
     def _left(self) -> tuple[Damage, ...]:

@@ -140,6 +140,18 @@ def look(watch: WatchConfig, path: str) -> Found | None:
     return _found(watch, Member(path, relative, sidecar))
 
 
+def found_now(watch: WatchConfig, path: str, record: UnitRecord | None) -> Found | None:
+    """What is at a path now. A blob of a hub cache that a walk has found before is looked at as it was found."""
+    if record is None or not is_in_hub_cache(path):
+        return look(watch, path)
+    try:
+        state = os.lstat(path)
+    except OSError:
+        return None
+    where = (path, watch.path, os.path.relpath(path, watch.path), record.sidecar, path)
+    return Found(*where, state.st_size, state.st_mtime_ns, state.st_ino, os.path.lexists(record.sidecar))
+
+
 def is_in_hub_cache(path: str) -> bool:
     """Whether a path lies in a repository of a hub cache, where files are blobs and names are links."""
     parts = path.split("/")

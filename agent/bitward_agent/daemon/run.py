@@ -257,7 +257,7 @@ class _Process:
         self._textfile_trouble = trouble
 
     def _tell_lost(self) -> None:
-        told, self.store.lost = self.store.lost, ""
+        told = self.store.take_lost()
         self.accounts.incident(Incident(self.store.path, IncidentKind.STATE_LOST, str(time.time_ns()), time.time_ns(), told))
 
     def _tell_trouble(self) -> None:

@@ -12,23 +12,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from threading import RLock
-from typing import TypeVar
 
-from bitward_agent.daemon.database import Database, Key, Statement, Trouble
+from bitward_agent.daemon.database import Database, Key, Statement
 from bitward_agent.daemon.facts import Event, Expectation, Incident, RepairRecord, Totals, UnitRecord
+from bitward_agent.daemon.rows_waiting import RowsWaiting
 
-LAZY_SECONDS = 60.0
-RETRY_SECONDS = 10.0
-WAITING_LIMIT = 100_000
-"""Rows that wait for a disk to have room again; beyond that the oldest events and repairs are given up, and that is told."""
-
-EVENTS_KEPT = 5000
-REPAIRS_KEPT = 100_000
-INCIDENTS_KEPT = 10_000
 EXPECTATIONS_LIMIT = 1000
-TRIM_EVERY = 200
-
-R = TypeVar("R")
 
 
 class Store:
@@ -37,24 +26,15 @@ class Store:
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Open or make the database.
 
-        ``lost`` says in words why an older one was moved aside and all is to be learnt anew; empty if all is well. ``trouble`` says why
-        rows wait to be written, if they do.
-
         Raises:
             BusyError: another agent uses it.
             WriteError: its folder cannot be made or written.
         """
         self.path = path
-        self.lost = ""
-        self.trouble = ""
-        self._clock = clock
         self._lock = RLock()
-        self._waiting: dict[Key, Statement] = {}
-        self._flush_at = 0.0
-        self._writes = 0
         self._database = Database(path)
         memory = self._database.load()
-        self.lost = self._database.lost
+        self._rows = RowsWaiting(self._database, self._all_rows, clock)
         self._units = {record.path: record for record in memory.units}
         self._paths: list[str] | None = None
         self._open = {incident.id: incident for incident in memory.open_incidents}
@@ -62,6 +42,21 @@ class Store:
         self._intents = dict(memory.intents)
         self._expectations = {one.path: one for one in memory.expectations}
         self._next = {"incident": memory.last_incident + 1, "event": memory.last_event + 1, "repair": memory.last_repair + 1}
+
+    @property
+    def lost(self) -> str:
+        """Why an older database was moved aside, empty if none was."""
+        return self._rows.lost
+
+    def take_lost(self) -> str:
+        """The same, told once."""
+        told, self._rows.lost = self._rows.lost, ""
+        return told
+
+    @property
+    def trouble(self) -> str:
+        """Why rows wait to be written, empty if they need not."""
+        return self._rows.trouble
 
     # ------------------------------------------------------------------------------------------------------------------ units
 
@@ -95,14 +90,14 @@ class Store:
             if record.path not in self._units:
                 self._paths = None
             self._units[record.path] = record
-            self._write(("unit", record.path), self._database.put("units", record), lazily=lazily)
+            self._rows.write(("unit", record.path), self._database.put("units", record), lazily=lazily)
 
     def remove_unit(self, path: str) -> None:
         """Forget a file. Its incidents and repairs stay."""
         with self._lock:
             if self._units.pop(path, None) is not None:
                 self._paths = None
-                self._write(("unit", path), self._database.remove("units", path))
+                self._rows.write(("unit", path), self._database.remove("units", path))
 
     # -------------------------------------------------------------------------------------------------------------- incidents
 
@@ -114,12 +109,12 @@ class Store:
                     seen = incident.seen_ns or incident.opened_ns
                     again = replace(known, seen_ns=seen, seen_count=known.seen_count + 1, message=incident.message)
                     self._open[known.id] = again
-                    self._write(("incident", str(known.id)), self._database.put("incidents", again), lazily=True)
+                    self._rows.write(("incident", str(known.id)), self._database.put("incidents", again), lazily=True)
                     return again, False
             number = self._take("incident")
             new = replace(incident, id=number, seen_ns=incident.seen_ns or incident.opened_ns)
             self._open[number] = new
-            self._write(("incident", str(number)), self._database.put("incidents", new))
+            self._rows.write(("incident", str(number)), self._database.put("incidents", new))
             return new, True
 
     def close_incident(self, incident_id: int, outcome: str, at_ns: int) -> None:
@@ -128,7 +123,7 @@ class Store:
             incident = self._open.pop(incident_id, None)
             if incident is not None:
                 closed = replace(incident, closed_ns=at_ns, outcome=outcome)
-                self._write(("incident", str(incident_id)), self._database.put("incidents", closed))
+                self._rows.write(("incident", str(incident_id)), self._database.put("incidents", closed))
 
     def mark_alerted(self, incident_id: int) -> None:
         """Somebody was told of an open incident."""
@@ -136,7 +131,7 @@ class Store:
             incident = self._open.get(incident_id)
             if incident is not None and not incident.alerted:
                 self._open[incident_id] = replace(incident, alerted=True)
-                self._write(("incident", str(incident_id)), self._database.put("incidents", self._open[incident_id]))
+                self._rows.write(("incident", str(incident_id)), self._database.put("incidents", self._open[incident_id]))
 
     def incidents(self, *, open_only: bool = False, path: str | None = None, limit: int = 1000) -> tuple[Incident, ...]:
         """Incidents, newest first."""
@@ -144,9 +139,9 @@ class Store:
             if open_only:
                 found = sorted(self._open.values(), key=lambda one: -one.id)
                 return tuple(one for one in found if path is None or one.path == path)[:limit]
-            self.flush()
-            waiting = {one.id: one for one in self._rows_waiting(Incident)}
-            merged = {one.id: one for one in self._read(lambda base: base.newest(Incident, limit, path=path))} | waiting
+            self._rows.flush()
+            waiting = {one.id: one for one in self._rows.of_kind(Incident)}
+            merged = {one.id: one for one in self._rows.read(lambda base: base.newest(Incident, limit, path=path))} | waiting
             return tuple(sorted((one for one in merged.values() if path is None or one.path == path), key=lambda one: -one.id)[:limit])
 
     # ------------------------------------------------------------------------------------------------------- repairs, events
@@ -155,7 +150,7 @@ class Store:
         """Note what is about to be repaired in a file. Whoever finds the note after a crash sees from the file what came of it."""
         with self._lock:
             self._intents[path] = repairs
-            self._write(("intent", path), self._database.intent(path, repairs))
+            self._rows.write(("intent", path), self._database.intent(path, repairs))
 
     def intended(self, path: str) -> tuple[RepairRecord, ...]:
         """Repairs of a file that were begun and not accounted for."""
@@ -174,38 +169,38 @@ class Store:
         """
         with self._lock:
             if self._intents.pop(settles, None) is not None:
-                self._queue(("intent", settles), self._database.intent(settles, ()))
+                self._rows.put(("intent", settles), self._database.intent(settles, ()))
             if unit is not None:
                 self._units[unit.path] = unit
-                self._queue(("unit", unit.path), self._database.put("units", unit))
+                self._rows.put(("unit", unit.path), self._database.put("units", unit))
             for repair in repairs:
                 number = self._take("repair")
-                self._queue(("repair", str(number)), self._database.add("repairs", number, repair))
+                self._rows.put(("repair", str(number)), self._database.add("repairs", number, repair))
                 self._count(f"corrected_bits:{repair.medium}", repair.flip_count)
             if repairs:
                 self._count("healed_blocks", len(repairs))
-            self.flush()
+            self._rows.flush()
 
     def repairs(self, *, path: str | None = None, since_ns: int = 0, limit: int = 1000) -> tuple[RepairRecord, ...]:
         """Repairs, newest first."""
         with self._lock:
-            self.flush()
-            waiting = [one for one in reversed(self._rows_waiting(RepairRecord)) if path in (None, one.path) and one.at_ns >= since_ns]
-            written = self._read(lambda base: base.newest(RepairRecord, limit, path=path, since_ns=since_ns))
+            self._rows.flush()
+            waiting = [one for one in reversed(self._rows.of_kind(RepairRecord)) if path in (None, one.path) and one.at_ns >= since_ns]
+            written = self._rows.read(lambda base: base.newest(RepairRecord, limit, path=path, since_ns=since_ns))
             return (*waiting, *written)[:limit]
 
     def add_event(self, event: Event) -> None:
         """Add a line to the log; the oldest go when there are too many."""
         with self._lock:
             number = self._take("event")
-            self._write(("event", str(number)), self._database.add("events", number, event), lazily=True)
+            self._rows.write(("event", str(number)), self._database.add("events", number, event), lazily=True)
 
     def events(self, limit: int = 100) -> tuple[Event, ...]:
         """The newest events, oldest first."""
         with self._lock:
-            self.flush()
-            written = self._read(lambda base: base.newest(Event, limit))
-            return (*reversed(written), *self._rows_waiting(Event))[-limit:] if limit > 0 else ()
+            self._rows.flush()
+            written = self._rows.read(lambda base: base.newest(Event, limit))
+            return (*reversed(written), *self._rows.of_kind(Event))[-limit:] if limit > 0 else ()
 
     # --------------------------------------------------------------------------------------------------------------- settings
 
@@ -217,7 +212,7 @@ class Store:
         """Keep a number."""
         with self._lock:
             self._set(name, value)
-            self._flush_at = self._flush_at or self._clock() + LAZY_SECONDS
+            self._rows.write_soon()
 
     @property
     def paused_until(self) -> int:
@@ -228,14 +223,14 @@ class Store:
         """Pause scrubbing until then, or with 0 no longer."""
         with self._lock:
             self._set("paused_until", until_ns)
-            self.flush()
+            self._rows.flush()
 
     def expectations(self, now_ns: int) -> tuple[Expectation, ...]:
         """Announced rewrites that still count."""
         with self._lock:
             for gone in [one for one in self._expectations.values() if one.until_ns <= now_ns]:
                 del self._expectations[gone.path]
-                self._write(("expectation", gone.path), self._database.remove("expectations", gone.path), lazily=True)
+                self._rows.write(("expectation", gone.path), self._database.remove("expectations", gone.path), lazily=True)
             return tuple(self._expectations.values())
 
     def expect(self, expectation: Expectation) -> bool:
@@ -244,7 +239,7 @@ class Store:
             if len(self._expectations) >= EXPECTATIONS_LIMIT and expectation.path not in self._expectations:
                 return False
             self._expectations[expectation.path] = expectation
-            self._write(("expectation", expectation.path), self._database.put("expectations", expectation))
+            self._rows.write(("expectation", expectation.path), self._database.put("expectations", expectation))
             return True
 
     def totals(self) -> Totals:
@@ -258,88 +253,33 @@ class Store:
         """Count bytes that scrubs read."""
         with self._lock:
             self._count("scrubbed_bytes", count)
-            self._flush_at = self._flush_at or self._clock() + LAZY_SECONDS
+            self._rows.write_soon()
 
     # ---------------------------------------------------------------------------------------------------------------- writing
 
     def flush(self, *, force: bool = False) -> bool:
-        """Write what waits; True if nothing waits then. After a failure not more often than every ``RETRY_SECONDS``."""
+        """Write what waits; True if nothing waits then. After a failure only now and then, unless that is forced."""
         with self._lock:
-            if not self._waiting:
-                return True
-            if self.trouble and not force and self._clock() < self._flush_at:
-                return False
-            if not self._write_waiting() and not (self.lost and self._write_waiting()):
-                return False
-            self._writes += len(self._waiting)
-            self._waiting.clear()
-            self.trouble, self._flush_at = "", 0.0
-            if self._writes >= TRIM_EVERY:
-                self._writes = 0
-                self._read(lambda base: base.trim(events=EVENTS_KEPT, repairs=REPAIRS_KEPT, incidents=INCIDENTS_KEPT))
-            return True
-
-    def _write_waiting(self) -> bool:
-        try:
-            self._database.write(list(self._waiting.values()))
-        except Trouble as trouble:
-            self.trouble = str(trouble)
-            self._flush_at = self._clock() + RETRY_SECONDS
-            if trouble.corrupt:
-                self._start_over(str(trouble))
-            return False
-        return True
+            return self._rows.flush(force=force)
 
     def flush_if_due(self) -> None:
         """What the work loop calls now and then: writes what has waited long enough."""
-        if self._waiting and self._clock() >= self._flush_at:
+        if self._rows.is_due():
             self.flush()
 
     def close(self) -> None:
         """Write what is to be written, and close."""
         with self._lock:
-            self.flush(force=True)
+            self._rows.flush(force=True)
             self._database.close()
 
-    def _write(self, key: Key, statement: Statement, *, lazily: bool = False) -> None:
-        self._queue(key, statement)
-        if not lazily:
-            self.flush()
-        elif not self._flush_at:
-            self._flush_at = self._clock() + LAZY_SECONDS
-
-    def _queue(self, key: Key, statement: Statement) -> None:
-        """The newest state of a row takes the place of one that still waits."""
-        self._waiting.pop(key, None)
-        self._waiting[key] = statement
-        if len(self._waiting) > WAITING_LIMIT:
-            oldest = next((one for one in self._waiting if one[0] in ("event", "repair")), None)
-            if oldest is not None:
-                del self._waiting[oldest]
-
-    def _rows_waiting(self, kind: type[R]) -> list[R]:
-        return [statement.row for statement in self._waiting.values() if isinstance(statement.row, kind)]
-
-    def _read(self, reading: Callable[[Database], tuple[R, ...]]) -> tuple[R, ...]:
-        """What is in the database; nothing where it cannot be read."""
-        try:
-            return reading(self._database)
-        except Trouble as trouble:
-            self.trouble = str(trouble)
-            if trouble.corrupt:
-                self._start_over(str(trouble))
-            return ()
-
-    def _start_over(self, why: str) -> None:
-        """The database is beyond use: a new one takes over, and everything in memory is written to it."""
-        self.lost = self._database.start_over(why)
+    def _all_rows(self) -> dict[Key, Statement]:
+        """Everything in memory, as rows for a new database."""
         rows: dict[Key, Statement] = {("unit", path): self._database.put("units", one) for path, one in self._units.items()}
         rows |= {("incident", str(number)): self._database.put("incidents", one) for number, one in self._open.items()}
         rows |= {("expectation", path): self._database.put("expectations", one) for path, one in self._expectations.items()}
         rows |= {("intent", path): self._database.intent(path, ones) for path, ones in self._intents.items()}
-        rows |= {("setting", name): self._database.setting(name, value) for name, value in self._settings.items()}
-        self._waiting = rows | self._waiting
-        self._flush_at = self._clock()
+        return rows | {("setting", name): self._database.setting(name, value) for name, value in self._settings.items()}
 
     def _take(self, name: str) -> int:
         number = self._next[name]
@@ -349,7 +289,7 @@ class Store:
     def _set(self, name: str, value: int) -> None:
         if self._settings.get(name, 0) != value:
             self._settings[name] = value
-            self._queue(("setting", name), self._database.setting(name, value))
+            self._rows.put(("setting", name), self._database.setting(name, value))
 
     def _count(self, name: str, more: int) -> None:
         self._set(name, self._settings.get(name, 0) + more)

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from bitward_agent.diagnosis.tensor_bits import FORMS, flipped
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 
-_AT_ONCE = 1 << 22
-"""Elements that are looked at together: a few arrays of 16 MB each."""
-_PER_PART = 48
-_AGAINST_PER_PART = 8
+_AT_ONCE = 1 << 20
+"""Elements that are looked at together: a few arrays of 4 MB each."""
+_PER_PART = 32
+_AGAINST_PER_PART = 6
 _TINY_OCTAVES = 4.0
 """A weight this many octaves below what is usual at its place may have been shrunk by a flip."""
+_SMALL_OCTAVES = 1.5
+"""The same in norms and biases, whose values lie close together."""
 _USUAL_OCTAVES = (-3.0, 3.0)
 
 
@@ -136,12 +138,15 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
     floats = values.float()
     slopes = part.slope[elements].cpu()
     scale = part.scale(elements, floats.abs())
-    now = part.prior.log_prior(floats.abs(), scale)
+    whole = elements.cpu() + part.first
+    now = part.prior.log_prior(floats.abs(), scale) + part.prior.recurrence_nats(whole, values)
     options = []
     for bit in form.exponent:
-        turned = flipped(values, bit).float()
+        changed = flipped(values, bit)
+        turned = changed.float()
         fits = turned.isfinite() & ((turned.abs() < floats.abs()) if kind == "shrink" else (turned.abs() > floats.abs()))
-        options.append(torch.where(fits, part.prior.log_prior(turned.abs(), scale), -math.inf))
+        likely = part.prior.log_prior(turned.abs(), scale) + part.prior.recurrence_nats(whole, changed)
+        options.append(torch.where(fits, likely, -math.inf))
     best, which = torch.stack(options).max(0)
     bits = which + form.mantissa_bits
     turned = torch.stack([flipped(values, bit).float() for bit in form.exponent]).gather(0, which.unsqueeze(0))[0]
@@ -149,13 +154,14 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
     found = [
         Candidate(name, element, bit, kind, gain, likelier)
         for element, bit, gain, likelier in zip(
-            (elements + part.first).tolist(), bits.tolist(), gains.tolist(), (best - now).tolist(), strict=True
+            whole.tolist(), bits.tolist(), gains.tolist(), (best - now).tolist(), strict=True
         )
         if math.isfinite(likelier)
     ]
     if kind != "grow":
         pulls = (2 * slopes * floats).abs().tolist()
-        found += [Candidate(name, element, form.sign, kind, gain, 0.0) for element, gain in zip((elements + part.first).tolist(), pulls, strict=True)]
+        likelier = (part.prior.recurrence_nats(whole, -values) - part.prior.recurrence_nats(whole, values)).tolist()
+        found += [Candidate(name, element, form.sign, kind, gain, more) for element, gain, more in zip(whole.tolist(), pulls, likelier, strict=True)]
     return found
 
 
@@ -164,7 +170,8 @@ def _growing(part: _Part, count: int) -> Tensor:
     columns = part.prior.column_sums.numel()
     first_row = part.first // columns
     usual = part.prior.scales(first_row, first_row + part.weight.numel() // columns).view(-1).to(part.weight.device)
-    elements = torch.nonzero(part.weight.float().abs() < usual * 2.0**-_TINY_OCTAVES).view(-1)
+    octaves = _SMALL_OCTAVES if part.prior.row_sums.numel() == 1 else _TINY_OCTAVES
+    elements = torch.nonzero(part.weight.float().abs() < usual * 2.0**-octaves).view(-1)
     if not elements.numel():
         return elements
     values, slopes, usual_there = part.weight[elements], part.slope[elements], usual[elements]

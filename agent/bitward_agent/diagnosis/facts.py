@@ -122,3 +122,4 @@ class DiagnosisReport:
     output: str
     seconds: float
     schema: str = "bitward.diagnose/1"
+    exit_code: int = 0

@@ -10,7 +10,7 @@ Each gives one loss per item (token or passage), in nats, as float32, so that tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,14 @@ class TokenBatch:
     def rows(self) -> int:
         return int(self.labels.shape[0])
 
-    def first_rows(self, count: int) -> TokenBatch:
-        """The first rows of it."""
-        return TokenBatch({name: one[:count] for name, one in self.inputs.items()}, self.labels[:count])
+    def part(self, rows: int, tokens: int) -> TokenBatch:
+        """The first tokens of the first rows of it."""
+        return TokenBatch({name: one[:rows, :tokens] for name, one in self.inputs.items()}, self.labels[:rows, :tokens])
+
+    def each_row(self) -> Iterator[TokenBatch]:
+        """One batch per row."""
+        for row in range(self.rows):
+            yield TokenBatch({name: one[row : row + 1] for name, one in self.inputs.items()}, self.labels[row : row + 1])
 
 
 def causal_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
@@ -83,3 +88,7 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
         for low in range(0, logits.shape[0], _ROWS_AT_ONCE)
     ]
     return torch.cat(parts)
+
+
+SUMS_OF_ROWS = (causal_loss, masked_loss)
+"""Losses whose items depend on their own row alone, and which have equally many items in rows of equal length."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitward_agent.diagnosis.objectives import Batch, LossFunction
+from bitward_agent.diagnosis.objectives import SUMS_OF_ROWS, Batch, LossFunction
 
 GradientSink = Callable[[nn.Parameter, Tensor], None]
 """Called once for each parameter with its gradient, which is dropped afterwards."""
@@ -103,11 +103,8 @@ class Pieces:
         outer = [one for one in self.model.parameters() if id(one) not in block_parameters and keep(one)]
         last = len(self.blocks) - 1
         with _gradients_of(outer):
-            output = self._output_of(last, calls[last])
-            leaf = output.detach().requires_grad_()
-            with torch.enable_grad(), self._skipping(range(last)), self._giving(last, leaf):
-                losses = self.loss(self.model, batch)
-                losses.mean().backward()
+            leaf = self._output_of(last, calls[last]).detach().requires_grad_()
+            losses = self._tail_backward(batch, last, leaf)
             gradient = leaf.grad
             for number in range(last, -1, -1):
                 gradient = self._block_backward(number, calls[number], gradient, sink, keep)
@@ -117,7 +114,20 @@ class Pieces:
                 if parameter.grad is not None:
                     sink(parameter, parameter.grad)
                     parameter.grad = None
-        return losses.detach().float().cpu()
+        return losses
+
+    def _tail_backward(self, batch: Batch, last: int, leaf: Tensor) -> Tensor:
+        """From the losses back to the last block's output; row by row where that gives the same, since logits are large."""
+        by_rows = self.loss in SUMS_OF_ROWS and self._besides[last] is None
+        parts = list(batch.each_row()) if by_rows else [batch]
+        losses = []
+        for row, part in enumerate(parts):
+            given = leaf[row : row + 1] if by_rows else leaf
+            with torch.enable_grad(), self._skipping(range(last)), self._giving(last, given):
+                of_part = self.loss(self.model, part)
+                (of_part.mean() / len(parts)).backward()
+            losses.append(of_part.detach().float().cpu())
+        return torch.cat(losses)
 
     def _is_chain(self, batch: Batch) -> bool:
         order: list[int] = []

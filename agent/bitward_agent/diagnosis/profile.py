@@ -1,17 +1,16 @@
 """The self-referential search: gradients propose un-flips, trials decide, text that took no part in choosing confirms.
 
-One round: a backward pass over the choosing batch ranks candidates (``candidates``), each is tried for real on that batch, the best weights
-with every bit that matters on more text, where what the text says (nats won over all its items) and what the tensor says (how usual the
-value would be) are added. What then wins on the held-out text by enough, in size and in standard errors, is turned for good, and another
+One round: a backward pass over the choosing batch ranks candidates (``candidates``). They are tried for real, on a small part of the batch,
+the better ones on all of it, the best weights with every bit that matters, near ties on more text. What the text says (nats won over all its
+items) and what the tensor says (how usual the value would be) are added. What then wins on the held-out text by enough, in size and in standard errors, is turned for good, and another
 round looks for the next fault. In a model without a fault the first round confirms nothing.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,24 @@ from torch import Tensor, nn
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.pieces import Pieces
 from bitward_agent.diagnosis.subject import Subject
-from bitward_agent.diagnosis.tensor_bits import FORMS, flip_in_place, flipped, element_view
+from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
 from bitward_agent.diagnosis.trials import Trials
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 
 WEIGHTS_TRIED = 20
 """Weights of each ranking that are tried for real."""
-_WEIGHTS_REFINED = 5
-_REFINING_BATCHES = 2
+_WEIGHTS_SIEVED = 16
+_WEIGHTS_REFINED = 4
+_BITS_COMPARED = 6
+_COMPARING_BATCHES = 3
+_NEAR_NATS = 12.0
 _CHOOSING_ITEMS = 256
-_TEXT_WEIGHT = 0.5
+_TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
+_PRIOR_LIMIT_NATS = 12.0
+_NEGLIGIBLE = 2.0**-10
+FOUND_LIMIT = 16
+"""Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
 LEAST_GAIN_SHARE = 0.003
 """An un-flip must win this share of the held-out loss: in clean models the best of all bits wins less (docs/diagnosis.md)."""
 LEAST_GAIN_Z = 2.5
@@ -38,7 +44,10 @@ LEAST_GAIN_Z = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An un-flip that the held-out text confirmed. Losses are means over the held-out items, in nats."""
+    """An un-flip that the held-out text confirmed. Losses are means over the held-out items, in nats.
+
+    ``evidence_nats``: what text and tensor say for it, less the logarithm of how many bits might have been chosen.
+    """
 
     parameter: str
     element: int
@@ -48,8 +57,11 @@ class Found:
     loss_before: float
     loss_after: float
     gain_z: float
-    prior_nats: float
-    rank: int
+    evidence_nats: float
+
+
+Bit = tuple[str, int, int]
+"""A bit of the model: the parameter's name, the element in row-major order, the bit."""
 
 
 class Profile:
@@ -61,6 +73,7 @@ class Profile:
         self.parameters: Mapping[str, nn.Parameter] = dict(subject.model.named_parameters())
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
+        self._held_out: Tensor | None = None
 
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
@@ -68,90 +81,154 @@ class Profile:
             self._priors[name] = WeightPrior(self.parameters[name])
         return self._priors[name]
 
-    def run(self, limit: int = 16) -> list[Found]:
-        """Rounds until nothing more is confirmed, ``limit`` un-flips are made or ``stop`` says so."""
+    def run(self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None) -> list[Found]:
+        """Rounds until nothing more is confirmed, ``FOUND_LIMIT`` un-flips are made or ``stop`` says so.
+
+        ``extra``: bits that other evidence points at; they are tried with those that the gradients propose.
+        """
         found: list[Found] = []
-        while len(found) < limit and not self._stop():
-            new = self.round()
+        while len(found) < FOUND_LIMIT and not self._stop():
+            tell(f"profile: looking for fault {len(found) + 1} …")
+            new = self.round(extra)
             if new is None:
                 break
             found.append(new)
-        return found
+        return self._without_needless(found) if len(found) > 1 else found
 
-    def round(self) -> Found | None:
+    def round(self, extra: Sequence[Bit] = ()) -> Found | None:
         """Look for one fault; if it is confirmed its bit is turned in the model."""
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see)
-        weights = self._promising(ranking.best(WEIGHTS_TRIED))
-        if not weights or self._stop():
+        sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
+        if not sieved or self._stop():
             return None
-        batches = (self.subject.choosing, *self.subject.holdout[:_REFINING_BATCHES])
-        trials = [Trials(self.pieces, self.parameters, batch) for batch in batches]
-        self.options = [one for weight in weights for one in self._bits_of(weight, trials)]
-        if not self.options:
+        trials = Trials(self.pieces, self.parameters, self.subject.choosing)
+        weights = _best_weights([_tried(one, trials) for one in sieved], _WEIGHTS_REFINED)
+        options = [one for weight in weights for one in self._bits_of(weight, trials)]
+        if not options or self._stop():
             return None
-        best = max(self.options, key=_evidence)
-        return self._confirm(best, list(weights).index(best.weight))
+        best = self._compared(max(options, key=_evidence), options)
+        return self._confirm(best)
 
-    def _promising(self, candidates: list[Candidate]) -> list[tuple[str, int]]:
-        """The weights whose candidates win most when they are tried, on part of the text at first, best first."""
+    def _candidate(self, bit: Bit) -> Candidate:
+        return Candidate(*bit, "other", 0.0, 0.0)
+
+    def _sieve(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Those that win something on a small part of the text, the best of them."""
         quick = Trials(self.pieces, self.parameters, self.subject.quick)
-        share = max(1, quick.losses.numel())
-        tried: dict[tuple[str, int], float] = {}
+        scale = _CHOOSING_ITEMS / max(1, quick.losses.numel())
+        tried = []
         for one in candidates:
             if self._stop():
                 break
-            gain = _gain(quick, one.parameter, one.element, one.bit) / share
-            if gain > 0:
-                score = gain * _CHOOSING_ITEMS + one.prior_nats
-                tried[one.weight] = max(score, tried.get(one.weight, -math.inf))
-        return sorted(tried, key=lambda weight: -tried[weight])[:_WEIGHTS_REFINED]
+            after = _tried(one, quick)
+            if after.gain > 0:
+                tried.append(replace(after, gain=after.gain * scale))
+        kept = _best_weights(tried, _WEIGHTS_SIEVED)
+        return [one for one in tried if one.weight in kept]
 
-    def _bits_of(self, weight: tuple[str, int], trials: list[Trials]) -> list[Candidate]:
-        """Every bit of a weight that matters, tried on more text; ``gain`` is the sum over all items, in nats."""
+    def _bits_of(self, weight: tuple[str, int], trials: Trials) -> list[Candidate]:
+        """Every bit of a weight that matters and makes no absurd value of it; ``gain`` is the sum over all items, in nats."""
         name, element = weight
         parameter = self.parameters[name]
         prior = self.prior_of(name)
         value = element_view(parameter, element).cpu()
         columns = prior.column_sums.numel()
-        row, column = torch.tensor([element // columns]), torch.tensor([element % columns])
-        scale = prior.scale(row, column, value.float().abs())
-        now = float(prior.log_prior(value.float().abs(), scale))
-        listed = []
+        scale = prior.scale(torch.tensor([element // columns]), torch.tensor([element % columns]), value.float().abs())
+        place = torch.tensor([element])
+        now = float(prior.log_prior(value.float().abs(), scale) + prior.recurrence_nats(place, value))
+        listed: list[Candidate] = []
+        negligible: float | None = None
         for bit in FORMS[parameter.dtype].weighty:
-            changed = flipped(value, bit).float()
-            likelier = float(prior.log_prior(changed.abs(), scale)) - now
+            turned = flipped(value, bit)
+            changed = turned.float()
+            likelier = float(prior.log_prior(changed.abs(), scale) + prior.recurrence_nats(place, turned)) - now
             if not bool(changed.isfinite()) or likelier < _LEAST_PRIOR_NATS:
                 continue
-            gain = sum(_gain(one, name, element, bit) for one in trials)
+            is_negligible = bool(changed.abs() < scale * _NEGLIGIBLE)
+            if is_negligible and negligible is not None:
+                gain = negligible  # next to zero: the model cannot tell it from the one that was tried
+            else:
+                gain = _gain(trials, name, element, bit)
+            negligible = gain if is_negligible else negligible
             listed.append(Candidate(name, element, bit, "refined", gain, likelier))
         return listed
 
-    def _confirm(self, one: Candidate, rank: int) -> Found | None:
+    def _compared(self, best: Candidate, options: list[Candidate]) -> Candidate:
+        """Of the bits of the best weight those that come near the best, compared on more text."""
+        near = [one for one in options if one.weight == best.weight and _evidence(one) > _evidence(best) - _NEAR_NATS]
+        if len(near) < 2:
+            return best
+        near = sorted(near, key=_evidence, reverse=True)[:_BITS_COMPARED]
+        for batch in self.subject.holdout[:_COMPARING_BATCHES]:
+            trials = Trials(self.pieces, self.parameters, batch)
+            near = [replace(one, gain=one.gain + _gain(trials, one.parameter, one.element, one.bit)) for one in near]
+        self.near = near
+        return max(near, key=_evidence)
+
+    def _confirm(self, one: Candidate) -> Found | None:
         parameter = self.parameters[one.parameter]
-        before_items = self._held_out()
+        before_items = self.held_out()
         before = float(element_view(parameter, one.element))
-        flip_in_place(parameter, one.element, one.bit)
-        after_items = self._held_out()
+        self.turn(one.parameter, one.element, one.bit)
+        after_items = self.held_out()
         gained = before_items - after_items
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
-        deviation = float(gained.std()) / math.sqrt(gained.numel())
-        z = float(gained.mean()) / max(deviation, 1e-9)
-        self.last = (one, loss_before, loss_after, z)
-        if loss_before - loss_after < LEAST_GAIN_SHARE * loss_after or z < LEAST_GAIN_Z:
-            flip_in_place(parameter, one.element, one.bit)
+        z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
+        evidence = _evidence(replace(one, gain=float(gained.sum())))
+        self.last = (one, loss_before, loss_after, z, evidence)
+        enough = loss_before - loss_after >= LEAST_GAIN_SHARE * loss_after and z >= LEAST_GAIN_Z and evidence >= self._look_elsewhere()
+        if not enough:
+            self.turn(one.parameter, one.element, one.bit)
+            self._held_out = before_items
             return None
-        self._priors.pop(one.parameter, None)
         after = float(element_view(parameter, one.element))
-        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, one.prior_nats, rank)
+        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence - self._look_elsewhere())
 
-    def _held_out(self) -> Tensor:
-        return torch.cat([self.pieces.losses(batch) for batch in self.subject.holdout])
+    def held_out(self) -> Tensor:
+        """The loss of each held-out item for the model as it is now."""
+        if self._held_out is None:
+            self._held_out = torch.cat([self.pieces.losses(batch) for batch in self.subject.holdout])
+        return self._held_out
+
+    def turn(self, name: str, element: int, bit: int) -> None:
+        """Turn a bit of the model for good."""
+        flip_in_place(self.parameters[name], element, bit)
+        self._priors.pop(name, None)
+        self._held_out = None
+
+    def _look_elsewhere(self) -> float:
+        """Nats: the logarithm of how many bits might have been chosen."""
+        return math.log(sum(one.numel() * len(FORMS[one.dtype].weighty) for one in self.parameters.values() if one.dtype in FORMS))
+
+    def _without_needless(self, found: list[Found]) -> list[Found]:
+        """Un-flips that only made up for a fault which was found later are taken back."""
+        kept = list(found)
+        for one in found[:-1]:
+            now = float(self.held_out().mean())
+            self.turn(one.parameter, one.element, one.bit)
+            if float(self.held_out().mean()) > now * (1 + LEAST_GAIN_SHARE / 2):
+                self.turn(one.parameter, one.element, one.bit)
+            else:
+                kept.remove(one)
+        return kept
+
+
+def _best_weights(tried: list[Candidate], count: int) -> list[tuple[str, int]]:
+    best: dict[tuple[str, int], float] = {}
+    for one in tried:
+        best[one.weight] = max(_evidence(one), best.get(one.weight, -math.inf))
+    return sorted(best, key=lambda weight: -best[weight])[:count]
 
 
 def _evidence(one: Candidate) -> float:
-    """Nats for a bit: what the text says, at a discount (its optimum is not where training left the weight), and what the tensor says."""
-    return _TEXT_WEIGHT * one.gain + one.prior_nats
+    """Nats for a bit: what the text says, at a discount (its optimum is not where training left the weight), and what the tensor says,
+    up to a limit (dequantised and decayed weights can be next to zero in models without a fault)."""
+    return _TEXT_WEIGHT * one.gain + min(one.prior_nats, _PRIOR_LIMIT_NATS)
+
+
+def _tried(one: Candidate, trials: Trials) -> Candidate:
+    return replace(one, gain=_gain(trials, one.parameter, one.element, one.bit))
 
 
 def _gain(trials: Trials, name: str, element: int, bit: int) -> float:

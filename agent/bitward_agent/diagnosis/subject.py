@@ -20,6 +20,10 @@ from bitward_agent.inspection import inspect_file
 
 CHOOSING_TOKENS = 256
 """Tokens that faults are looked for with; the rest of the text confirms what was found."""
+_ROW_TOKENS = 64
+_QUICK_ROW_TOKENS = 20
+_PASSAGE_TOKENS = 16
+_PASSAGES = 24
 
 
 class ModelError(BitwardError):
@@ -140,7 +144,7 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
     batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
     names = [str(file) for file in files]
     choosing = batches[0]
-    quick = choosing if loss is passage_loss else choosing.first_rows(choosing.rows // 2)
+    quick = choosing if loss is passage_loss else choosing.part(choosing.rows, _QUICK_ROW_TOKENS)
     places = _places(model, names)
     return Subject(model, str(directory), type(model).__name__, loss, choosing, quick, tuple(batches[1:]), places, tuple(names))
 
@@ -157,9 +161,9 @@ def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:
 
 def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: torch.device) -> list[TokenBatch]:
     """Token batches of about ``CHOOSING_TOKENS`` each; encoders get more and shorter rows, as their items are rows."""
-    row_tokens = 24 if loss is passage_loss else 64
+    row_tokens = _PASSAGE_TOKENS if loss is passage_loss else _ROW_TOKENS
     rows = torch.tensor(rows_of_tokens(tokens, row_tokens, 1 << 16), dtype=torch.int64, device=device)
-    per_batch = 32 if loss is passage_loss else max(1, CHOOSING_TOKENS // row_tokens)
+    per_batch = _PASSAGES if loss is passage_loss else max(1, CHOOSING_TOKENS // row_tokens)
     batches = []
     for low in range(0, len(rows), per_batch):
         part = rows[low : low + per_batch]

@@ -3,6 +3,9 @@
 A weight is compared with the mean magnitudes of its row and of its column, each without the weight itself: |w| ∕ (row × column ∕ tensor).
 How often each such ratio occurs in the tensor, counted in half octaves, is the prior of a value. Trained outliers are part of the counts:
 a tensor with heavy tails finds a large weight less surprising than a narrow one.
+
+Weights that once were quantised have few values in each group of neighbours. So it is also learned how often the exact value of a weight
+recurs among the 32 of its group, and how often a value with a turned bit does: where the two differ a value that recurs is likelier.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from bitward_agent.diagnosis.tensor_bits import FORMS, flipped
 
 _BINS_PER_OCTAVE = 2
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -140, 20
@@ -22,6 +27,10 @@ _DECAY_UP = 0.5
 _DECAY_DOWN = 2.0**-0.5
 """Below it half as many per octave: near zero, values of whatever smooth distribution are spread evenly."""
 _FLOOR_NATS = -100.0
+_GROUP = 32
+"""Weights that share a scale in the usual quantised types (ggml's Q4 to Q8, MX)."""
+_RECURRENCE_SAMPLE = 2048
+_SEED = 20250101
 
 
 class WeightPrior:
@@ -40,6 +49,7 @@ class WeightPrior:
             self.column_sums += magnitudes.sum(0).cpu()
         self.total = float(self.row_sums.sum())
         self._log_share = self._count()
+        self._recurs_nats, self._is_new_nats = self._learn_recurrence()
 
     def scale(self, row: Tensor, column: Tensor, without: Tensor) -> Tensor:
         """The usual magnitude at places, of which ``without`` (float magnitudes) are the values there now."""
@@ -65,6 +75,33 @@ class WeightPrior:
         at = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).nan_to_num(0.0).clamp(0, _BINS - 1)
         prior = self._log_share[at.long()]
         return torch.where(magnitudes.isfinite(), prior, torch.full_like(prior, _FLOOR_NATS))
+
+    def recurrence_nats(self, elements: Tensor, values: Tensor) -> Tensor:
+        """Nats for ``values`` (of the tensor's dtype) at ``elements`` (row-major numbers), from whether they recur in their groups."""
+        if self._recurs_nats == 0.0:
+            return torch.zeros(elements.shape)
+        return torch.where(self._recurs(elements, values), self._recurs_nats, self._is_new_nats)
+
+    def _recurs(self, elements: Tensor, values: Tensor) -> Tensor:
+        first = torch.div(elements, _GROUP, rounding_mode="floor") * _GROUP
+        places = first.unsqueeze(1) + torch.arange(_GROUP)
+        groups = self._matrix.reshape(-1)[places.to(self._matrix.device)].cpu()
+        return ((groups == values.cpu().unsqueeze(1)) & (places != elements.unsqueeze(1))).any(1)
+
+    def _learn_recurrence(self) -> tuple[float, float]:
+        """What is learned of recurrence, in nats: (a value recurs, it does not)."""
+        columns = self._matrix.shape[1]
+        if columns % _GROUP or self._matrix.dtype not in FORMS or self._matrix.numel() < _RECURRENCE_SAMPLE:
+            return 0.0, 0.0
+        generator = torch.Generator().manual_seed(_SEED)
+        elements = torch.randint(0, self._matrix.numel(), (_RECURRENCE_SAMPLE,), generator=generator)
+        values = self._matrix.reshape(-1)[elements.to(self._matrix.device)].cpu()
+        low_exponent = FORMS[self._matrix.dtype].mantissa_bits
+        true_share = float(self._recurs(elements, values).float().mean())
+        flipped_share = sum(float(self._recurs(elements, flipped(values, low_exponent + up)).float().mean()) for up in (0, 1, 2)) / 3
+        n = _RECURRENCE_SAMPLE
+        true_share, flipped_share = ((share * n + 1) / (n + 2) for share in (true_share, flipped_share))
+        return math.log(true_share / flipped_share), math.log((1 - true_share) / (1 - flipped_share))
 
     def _count(self) -> Tensor:
         rows, columns = self._matrix.shape

@@ -1,0 +1,277 @@
+"""The ladder: step after step, each naming its evidence, the model loaded at most once; what one step cannot do, the next may.
+
+Nothing is written here. What was found comes back as a report, with what the caller needs to write a repaired copy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitward_agent.diagnosis.calibration import OWN_TEXT, calibration_text
+from bitward_agent.diagnosis.facts import (
+    Attempt,
+    BlockScore,
+    DiagnosisReport,
+    DiagnosisVerdict,
+    Step,
+    StepReport,
+    StepState,
+    Suspect,
+    Unflip,
+)
+from bitward_agent.diagnosis.triage import ExponentHistogram, TriageReport, best_proposals, triage
+from bitward_agent.errors import BitwardError, InputError
+from bitward_agent.findings import ExitCode, ProgressSink
+from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
+
+if TYPE_CHECKING:
+    from bitward_agent.diagnosis.run_model import ModelSteps
+
+ALL_STEPS = (Step.TRIAGE, Step.DIFFERENTIAL, Step.PROFILE, Step.PERTURBATION, Step.RECOVERY)
+_EXIT_CODES = {
+    DiagnosisVerdict.CLEAN: ExitCode.OK,
+    DiagnosisVerdict.FAULT_FOUND: ExitCode.REPAIRABLE,
+    DiagnosisVerdict.SUSPICIOUS: ExitCode.NOT_REPAIRABLE,
+    DiagnosisVerdict.INCONCLUSIVE: ExitCode.CANNOT_TELL,
+}
+TELLING = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to diagnose and how far to go. ``steps`` empty: all that make sense. ``budget_seconds`` bounds the whole, step by step."""
+
+    model: str
+    calibration: str | None = None
+    reference: str | None = None
+    trace: str | None = None
+    donors: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    budget_seconds: float | None = None
+    device: str = "cpu"
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The report, and what a picture or a repaired copy of the model is made from."""
+
+    report: DiagnosisReport
+    histograms: tuple[ExponentHistogram, ...]
+
+
+class _OutOfTime(Exception):
+    """The budget is used up."""
+
+
+def parse_steps(words: str | None) -> tuple[Step, ...]:
+    """``triage,profile`` → steps, in the ladder's order.
+
+    Raises:
+        InputError: a word is no step.
+    """
+    if not words:
+        return ()
+    names = [word.strip() for word in words.split(",") if word.strip()]
+    unknown = [name for name in names if name not in set(Step)]
+    if unknown or not names:
+        raise InputError(f"--steps {words}: no step is called {(unknown or [words])[0]!r}; there are {', '.join(ALL_STEPS)}")
+    return tuple(step for step in ALL_STEPS if step in names)
+
+
+def diagnose(request: Request, *, progress: ProgressSink | None = None, tell: TELLING = lambda _: None) -> Diagnosis:
+    """Climb the ladder.
+
+    Raises:
+        InputError: there is no such model, text or reference.
+    """
+    return _Ladder(request, progress, tell).climb()
+
+
+class _Ladder:
+    def __init__(self, request: Request, progress: ProgressSink | None, tell: TELLING) -> None:
+        self.request, self.progress, self.tell = request, progress, tell
+        self.started = time.monotonic()
+        self.steps: list[StepReport] = []
+        self.suspects: list[Suspect] = []
+        self.unflips: list[Unflip] = []
+        self.attempts: list[Attempt] = []
+        self.blocks: list[BlockScore] = []
+        self.histograms: tuple[ExponentHistogram, ...] = ()
+        self.triaged: TriageReport | None = None
+        self.model: ModelSteps | None = None
+        self.loss_before: float | None = None
+        self.loss_after: float | None = None
+
+    def climb(self) -> Diagnosis:
+        request = self.request
+        is_file = os.path.isfile(request.model)
+        is_factory = not os.path.exists(request.model) and ":" in request.model
+        if not is_file and not is_factory and not os.path.isdir(request.model):
+            raise InputError(f"{request.model}: no such file or directory (a model is a directory, a file, or module:factory)")
+        wanted = request.steps or tuple(step for step in ALL_STEPS if step is not Step.DIFFERENTIAL or request.reference or request.trace)
+        if is_file:
+            wanted = request.steps or (Step.TRIAGE,)
+        for step in wanted:
+            if step is Step.TRIAGE and is_factory:
+                self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("the model comes from a factory: there are no files to look at",)))
+            elif step is not Step.TRIAGE and is_file:
+                self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("a file alone cannot be run; give its model directory",)))
+            else:
+                self._take(step)
+        return self._diagnosis()
+
+    def seconds_left(self) -> float:
+        """Of the budget; infinite where there is none."""
+        if self.request.budget_seconds is None:
+            return math.inf
+        return self.request.budget_seconds - (time.monotonic() - self.started)
+
+    def _take(self, step: Step) -> None:
+        works: dict[Step, Callable[[], Sequence[str]]] = {
+            Step.TRIAGE: self._triage,
+            Step.DIFFERENTIAL: self._differential,
+            Step.PERTURBATION: self._perturbation,
+            Step.PROFILE: self._profile,
+            Step.RECOVERY: self._recovery,
+        }
+        began = time.monotonic()
+        if self.seconds_left() <= 0:
+            self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("the budget was used up",)))
+            return
+        self.tell(f"{step} …")
+        try:
+            words, state = tuple(works[step]()), StepState.DONE
+        except _OutOfTime:
+            words, state = ("the budget was used up",), StepState.FAILED
+        except (BitwardError, FormatError) as error:
+            if step is Step.TRIAGE and isinstance(error, InputError):
+                raise
+            words, state = (str(error),), StepState.FAILED
+        except MemoryError:
+            words, state = ("not enough memory for this step",), StepState.FAILED
+        except RuntimeError as error:  # torch's way to say almost everything, out of memory among it
+            kind = "not enough memory for this step" if "memory" in str(error).lower() else f"torch: {str(error).splitlines()[0][:300]}"
+            words, state = (kind,), StepState.FAILED
+        self.steps.append(StepReport(step, state, time.monotonic() - began, words))
+
+    # ------------------------------------------------------------------------------------------------------------- the steps
+
+    def _triage(self) -> list[str]:
+        report = triage([Path(self.request.model)], jobs=self.request.jobs, progress=self.progress)
+        self.triaged = report
+        self.histograms = report.histograms
+        self.suspects += report.suspects
+        proposals = best_proposals(report)
+        if report.bytes == 0:
+            raise InputError(f"{self.request.model}: no weights were found here")
+        rate = report.bytes / max(report.seconds, 1e-9)
+        words = [f"{report.bytes:,} bytes of tensors looked at, {rate / 1e6:,.0f} MB/s", *report.notes]
+        words.append(_counted(len(proposals), "bit") + " to turn back" if proposals else "no weight stands out that a single bit explains")
+        others = len(report.suspects) - len(proposals)
+        if others:
+            words.append(_counted(others, "place") + " that no single bit explains")
+        return words
+
+    def _loaded(self) -> ModelSteps:
+        """The model, loaded when a step first needs it; the steps after a failure do not try again."""
+        if self.model is None:
+            if any("cannot be run" in word for report in self.steps for word in report.words):
+                raise BitwardError("the model cannot be run (see above)")
+            text = calibration_text(None if self.request.calibration is None else Path(self.request.calibration))
+            try:
+                from bitward_agent.diagnosis.run_model import ModelSteps
+            except ImportError as error:
+                raise BitwardError(f"the model cannot be run: {error.name} is missing (pip install 'bitward[diagnose]')") from error
+            try:
+                self.model = ModelSteps(self.request.model, text, self.request.device, lambda: self.seconds_left() <= 0)
+            except BitwardError as error:
+                raise BitwardError(f"the model cannot be run: {error}") from error
+            self.loss_before = self.loss_after = self.model.loss()
+            self._confirm_triage(self.model)
+        return self.model
+
+    def _confirm_triage(self, model: ModelSteps) -> None:
+        """Turn back what triage proposes; what makes the model worse is taken back."""
+        if self.triaged is None:
+            return
+        proposals = best_proposals(self.triaged)
+        if not proposals:
+            return
+        self.tell("trying what triage proposes …")
+        unflips, refused = model.try_proposals(proposals)
+        self.unflips += unflips
+        self.suspects = [one for one in self.suspects if one not in refused]
+        self.loss_after = model.loss()
+
+    def _profile(self) -> list[str]:
+        model = self._loaded()
+        if self.loss_after is None:
+            raise BitwardError("the loss of the model is not a number, so no bit can be weighed by it; triage has nothing (more) to turn back")
+        candidates = self.triaged.candidates if self.triaged is not None else ()
+        found = model.profile(candidates, self.tell)
+        self.unflips += found
+        self.suspects += [one.suspect for one in found]
+        self.loss_after = model.loss()
+        words = [f"loss {_loss(self.loss_before)} at first, {_loss(self.loss_after)} now (nats per item of the held-out text)"]
+        words.append(_counted(len(found), "bit") + " confirmed by held-out text" if found else "no bit wins enough on held-out text")
+        if self.seconds_left() <= 0:
+            words.append("the budget was used up: more may be there")
+        return words
+
+    def _differential(self) -> list[str]:
+        raise BitwardError("neither a reference nor a trace was given")
+
+    def _perturbation(self) -> list[str]:
+        raise BitwardError("not built")
+
+    def _recovery(self) -> list[str]:
+        raise BitwardError("not built")
+
+    # ------------------------------------------------------------------------------------------------------------ the report
+
+    def _diagnosis(self) -> Diagnosis:
+        if self.model is None and self.triaged is not None:
+            # Without a model to ask, the census alone speaks.
+            self.unflips += [Unflip(one, None, None, None) for one in best_proposals(self.triaged)]
+        verdict = self._verdict()
+        report = DiagnosisReport(
+            model=self.request.model,
+            architecture=self.model.architecture if self.model is not None else "",
+            verdict=verdict,
+            steps=tuple(self.steps),
+            suspects=tuple(sorted(self.suspects, key=lambda one: -one.score_nats)),
+            unflips=tuple(self.unflips),
+            attempts=tuple(self.attempts),
+            blocks=tuple(self.blocks),
+            loss_before=self.loss_before,
+            loss_after=self.loss_after,
+            calibration=self.request.calibration or OWN_TEXT,
+            output="",
+            seconds=time.monotonic() - self.started,
+            exit_code=_EXIT_CODES[verdict],
+        )
+        return Diagnosis(report, self.histograms)
+
+    def _verdict(self) -> DiagnosisVerdict:
+        if self.unflips:
+            return DiagnosisVerdict.FAULT_FOUND
+        if self.suspects:
+            return DiagnosisVerdict.SUSPICIOUS
+        done = [one for one in self.steps if one.state is StepState.DONE]
+        failed = [one for one in self.steps if one.state is StepState.FAILED]
+        return DiagnosisVerdict.CLEAN if done and not failed else DiagnosisVerdict.INCONCLUSIVE
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _loss(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
