@@ -15,6 +15,7 @@ from bitward.report.diagnosis_words import (
     loss,
     loss_change,
     perplexity,
+    turned_apart,
     verdict_reason,
     what_next,
 )
@@ -63,18 +64,19 @@ def diagnosis_html(report: DiagnosisReport, pictures: Pictures | None = None) ->
         section("How it is known", [f'<ol class="steps">{"".join(map(_step, report.steps))}</ol>'] if report.steps else []),
         section("Where the damage is", damage_map(_states(report, shown)), "Each column is a layer, each row a kind of module."),
         section("Bits turned back", _unflip_table(report)),
-        section("Suspects", _suspect_table(report), "What looks damaged. More nats: likelier damage than training."),
+        section("Other suspects" if report.unflips else "Suspects", _suspect_table(report), _SUSPECT_WORDS),
         section("Exponents", _histograms(report, shown), "A flipped exponent bit puts a weight where its tensor has few others or none."),
         section("Evidence by block", _block_maps(report)),
         section("What the loss is sensitive to", heat_map(shown.sensitivity, "Loss sensitivity", logarithmic=True), _SENSITIVITY_WORDS),
         section("Recovery", _attempt_table(report), "Each way was tried in memory; the held-out text decided."),
         section("May it be served?", _serving(shown.serving)),
-        f"<footer>{text(report.schema)} · bitward diagnose · losses are means in nats per item of text that took no part in choosing</footer>",
+        f"<footer>{text(report.schema)} · losses are means in nats per item of text that took no part in choosing</footer>",
     ]
     return page(f"Diagnosis of {report.model}", [one for one in body if one])
 
 
-_SENSITIVITY_WORDS = "How much a small change of the weights changes the loss: damage in the darker cells costs more."
+_SUSPECT_WORDS = "What looks damaged. More nats: likelier damage than training."
+_SENSITIVITY_WORDS = "How much a small change of the weights changes the loss: damage costs more where the colour is stronger."
 
 
 def _head(report: DiagnosisReport) -> Iterator[str]:
@@ -86,7 +88,9 @@ def _head(report: DiagnosisReport) -> Iterator[str]:
     if report.loss_before is not None or report.loss_after is not None:
         facts.append(("Loss", f"{loss(report.loss_before)} → {loss(report.loss_after)}", "nats per item, before and after"))
         facts.append(("Perplexity", f"{perplexity(report.loss_before)} → {perplexity(report.loss_after)}", "before and after"))
-    facts.append(("Turned back", count(len(report.unflips), "bit"), "confirmed" if report.unflips else "nothing to turn back"))
+    confirmed = sum(one.loss_after is not None for one in report.unflips)
+    told = f"{confirmed:,} confirmed by the loss" if report.unflips else "nothing to turn back"
+    facts.append(("Turned back", count(len(report.unflips), "bit"), told))
     facts.append(("Suspect", count(len(report.suspects), "place"), "bits and ranges that look damaged"))
     facts.append(("Time", seconds(report.seconds), f"{sum(one.state is StepState.DONE for one in report.steps)} steps done"))
     cells = "".join(f"<div><dt>{title}</dt><dd>{text(value)}<small>{text(small)}</small></dd></div>" for title, value, small in facts)
@@ -122,7 +126,13 @@ def _states(report: DiagnosisReport, shown: Pictures) -> dict[str, str]:
 
 def _element(one: Suspect) -> str:
     index = f"[{', '.join(map(str, one.index))}]" if one.index else ""
-    return f'<span class="mono">{name(one.tensor)}{text(index)}</span>'
+    return f'<span class="mono">{name(one.tensor)}<wbr><span class="whole">{text(index)}</span></span>'
+
+
+def _words(one: Suspect) -> str:
+    """What is said of a suspect, without its name, which stands above."""
+    index = f"[{', '.join(map(str, one.index))}]" if one.index else ""
+    return text(one.words.removeprefix(f"{one.tensor}{index}").lstrip())
 
 
 def _values(one: Suspect) -> tuple[str, str]:
@@ -145,21 +155,22 @@ def _unflip_table(report: DiagnosisReport) -> list[str]:
     rows = []
     for one in report.unflips[:ROWS_LIMIT]:
         sure = "–" if one.gain_z is None else f"{one.gain_z:.1f} σ"
-        about = f'{_element(one.suspect)}<br><span class="soft">{text(one.suspect.words)}</span>'
+        about = f'{_element(one.suspect)}<br><span class="soft">{_words(one.suspect)}</span>'
         rows.append((about, bit_words(one.suspect), *_values(one.suspect), _changed_loss(one.loss_before, one.loss_after), sure))
     head = ("Weight", "Bit", "Found", "Belongs", "Loss", "Sure")
     return [table(head, rows, frozenset({2, 3, 4, 5})), *_more(len(report.unflips))]
 
 
 def _suspect_table(report: DiagnosisReport) -> list[str]:
-    if not report.suspects:
+    suspects = turned_apart(report)
+    if not suspects:
         return []
     rows = []
-    for one in report.suspects[:ROWS_LIMIT]:
-        about = f'{_element(one)}<br><span class="soft">{text(one.words)}</span>'
+    for one in suspects[:ROWS_LIMIT]:
+        about = f'{_element(one)}<br><span class="soft">{_words(one)}</span>'
         rows.append((about, text(bit_words(one)), text(one.kind, 60), *_values(one), f"{one.score_nats:.1f}"))
     head = ("Where", "What", "Evidence", "Found", "Belongs", "Nats")
-    return [table(head, rows, frozenset({3, 4, 5})), *_more(len(report.suspects))]
+    return [table(head, rows, frozenset({3, 4, 5})), *_more(len(suspects))]
 
 
 def _more(number: int) -> list[str]:
@@ -211,7 +222,7 @@ def _serving(report: ServingReport | None) -> list[str]:
     if report is None:
         return []
     tone = {"negligible": "is-good", "degraded": "is-warn", "stop": "is-bad"}[report.verdict.value]
-    words = " ".join(f"<span>{text(line)}.</span>" for line in report.words)
+    words = " ".join(f"<span>{text(line[:1].upper() + line[1:])}.</span>" for line in report.words)
     numbers = (
         ("As it is", report.loss_now, report.expected_change),
         ("Lost contents neutral", report.loss_neutral, report.neutral_change),
@@ -224,10 +235,10 @@ def _serving(report: ServingReport | None) -> list[str]:
         (f'<span class="mono">{name(one.tensor) or "–"}</span>', f"{one.offset:,}", f"{one.elements:,}", text(one.message) or "judged")
         for one in report.blocks[:ROWS_LIMIT]
     ]
+    limits = f"Negligible up to {report.negligible_share:.1%} of the loss, degraded up to {report.degraded_share:.0%}, stop beyond"
     return [
-        f'<div class="verdict {tone}"><b>{text(report.verdict.value)}</b>{words}</div>',
+        f'<div class="verdict {tone}"><b>{text(report.verdict.value.capitalize())}</b>{words}</div>',
         table(("Contents", "Loss", "Above the right contents"), rows, frozenset({1, 2})),
-        f'<p class="meta">Negligible up to {report.negligible_share:.1%} of the loss, degraded up to {report.degraded_share:.0%}, stop beyond; '
-        f"{report.samples} plausible contents tried.</p>",
+        f'<p class="meta">{limits}; {report.samples} plausible contents tried.</p>',
         table(("Lost block of", "Byte", "Elements", ""), blocks, frozenset({1, 2})),
     ]

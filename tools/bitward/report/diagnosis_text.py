@@ -12,6 +12,7 @@ from bitward.report.diagnosis_words import (
     bit_words,
     loss_change,
     perplexity,
+    turned_apart,
     verdict_reason,
     what_next,
 )
@@ -42,7 +43,7 @@ def diagnosis_lines(report: DiagnosisReport, style: Style) -> Iterator[str]:
     for step in report.steps:
         yield from (f"  {line}" for line in _step_lines(step, style))
     yield from _unflip_lines(report.unflips, style)
-    yield from _suspect_lines(_not_turned(report), style)
+    yield from _suspect_lines(turned_apart(report), style, also=bool(report.unflips))
     yield from _attempt_lines(report.attempts, style)
     if report.output:
         yield f"  repaired copy: {style.strong(printable(report.output))}"
@@ -66,11 +67,11 @@ def serving_lines(report: ServingReport, style: Style) -> Iterator[str]:
     yield style.dim(f"  the right contents would give about {_nats(report.loss_clean)} nats{error}; {report.samples} contents tried")
     limits = f"negligible up to {report.negligible_share:.1%} of the loss, degraded up to {report.degraded_share:.0%}"
     yield style.dim(f"  {limits}, stop beyond")
-    rows = [
+    blocks = [
         (_cut(element_name(one.tensor, ()) if one.tensor else "–"), f"{one.offset:,}", f"{one.elements:,}", printable_text(one.message))
         for one in report.blocks[:LINE_LIMIT]
     ]
-    yield from table(("block of", "byte", "elements", ""), [tuple(row) for row in rows], right=frozenset({1, 2}), style=style)
+    yield from table(("block of", "byte", "elements", ""), blocks, right=frozenset({1, 2}), style=style)
     if len(report.blocks) > LINE_LIMIT:
         yield style.dim(f"  … and {len(report.blocks) - LINE_LIMIT:,} more (use --json)")
 
@@ -119,16 +120,10 @@ def _unflip_lines(unflips: tuple[Unflip, ...], style: Style) -> Iterator[str]:
         yield style.dim(f"    … and {len(unflips) - LINE_LIMIT:,} more (use --json)")
 
 
-def _not_turned(report: DiagnosisReport) -> list[Suspect]:
-    """Suspects that are no part of what was turned back."""
-    turned = {(one.suspect.path, one.suspect.offset, one.suspect.bit) for one in report.unflips}
-    return [one for one in report.suspects if (one.path, one.offset, one.bit) not in turned]
-
-
-def _suspect_lines(suspects: list[Suspect], style: Style) -> Iterator[str]:
+def _suspect_lines(suspects: list[Suspect], style: Style, *, also: bool) -> Iterator[str]:
     if not suspects:
         return
-    yield f"  {style.strong('also suspect' if suspects[0].bit is not None else 'suspect')}:"
+    yield f"  {style.strong('also suspect' if also else 'suspect')}:"
     rows = []
     for one in suspects[:LINE_LIMIT]:
         found, correct = _values(one)

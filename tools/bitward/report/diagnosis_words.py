@@ -46,7 +46,9 @@ def loss(value: float | None) -> str:
 
 def perplexity(value: float | None) -> str:
     """exp(loss), where that is a number worth showing."""
-    return "–" if value is None or not math.isfinite(value) or value > 60 else f"{math.exp(value):,.3g}"
+    if value is None or not math.isfinite(value) or value > 30:
+        return "–"
+    return f"{math.exp(value):,.0f}" if value > 5 else f"{math.exp(value):.3g}"
 
 
 def loss_change(before: float | None, after: float | None) -> str:
@@ -65,6 +67,12 @@ def bit_words(one: Suspect) -> str:
     if one.bit is None:
         return f"{count(one.length_bytes, 'byte')} from here"
     return f"bit {one.bit} ({one.field})" if one.field else f"bit {one.bit}"
+
+
+def turned_apart(report: DiagnosisReport) -> list[Suspect]:
+    """Suspects that are no part of what was turned back."""
+    turned = {(one.suspect.path, one.suspect.tensor, one.suspect.index, one.suspect.bit) for one in report.unflips}
+    return [one for one in report.suspects if (one.path, one.tensor, one.index, one.bit) not in turned]
 
 
 def accepted(report: DiagnosisReport) -> list[Attempt]:

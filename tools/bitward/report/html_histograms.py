@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bitward_agent.diagnosis.triage import ExponentHistogram
 
 _WIDTH, _HEIGHT = 640, 150
-_LEFT, _TOP, _BOTTOM = 46, 34, 22
+_LEFT, _TOP, _BOTTOM = 64, 34, 22
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 XOf = Callable[[int], float]
 """From an exponent to pixels."""
@@ -27,11 +27,13 @@ def histogram(one: ExponentHistogram, suspects: Sequence[Suspect]) -> list[str]:
     filled = [at for at, count in enumerate(one.counts) if count > 0]
     if not filled:
         return []
-    zero = one.first - one.bias
-    exponents = {zero + at: one.counts[at] for at in filled[-_BARS_LIMIT:]}
+    exponents = {one.first - one.bias + at: one.counts[at] for at in filled[-_BARS_LIMIT:]}
     marks = [(_exponent(suspect.found, one.bias), "found") for suspect in suspects]
     marks += [(_exponent(suspect.correct, one.bias), "right") for suspect in suspects[:1] if suspect.correct is not None]
     least, most = -one.bias, one.bias + 1
+    zeros = 0
+    if len(exponents) > 1 and not any(exponent == least for exponent, _ in marks):
+        zeros = exponents.pop(least, 0)  # they would stretch the axis
     shown = [*exponents, *(exponent for exponent, _ in marks)]
     low, high = max(least, min(shown) - 2), min(most, max(shown) + 2)
     low = max(low, high - 2 * _BARS_LIMIT)
@@ -66,6 +68,8 @@ def histogram(one: ExponentHistogram, suspects: Sequence[Suspect]) -> list[str]:
     lines.append("</svg>")
     part = f", part {one.part}" if one.part else ""
     caption = f"{text(one.dtype)}{part}: how many numbers have each exponent; the height is logarithmic."
+    if zeros:
+        caption += f" {zeros:,} {'is' if zeros == 1 else 'are'} zero or next to it, and not shown."
     return [f'<h3>{name(one.tensor)}</h3><figure class="scroll" tabindex="0">', *lines, f"<figcaption>{caption}</figcaption></figure>"]
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bitward.report.html_page import name, text
 
-_NUMBERED = re.compile(r"(?:(?P<stem>[^0-9]{0,200}?)\.)?(?P<layer>\d{1,4})(?:\.(?P<module>.*))?", re.DOTALL)
 _ENDINGS = (".weight", ".bias")
 LAYERS_LIMIT = 256
 MODULES_LIMIT = 48
@@ -39,10 +37,11 @@ def spot_of(tensor: str) -> Spot:
     short = tensor
     for ending in _ENDINGS:
         short = short.removesuffix(ending)
-    match = _NUMBERED.fullmatch(short)
-    if match is None or int(match["layer"]) >= LAYERS_LIMIT:
-        return Spot("", None, short)
-    return Spot(match["stem"] or "", int(match["layer"]), match["module"] or "(whole block)")
+    parts = short.split(".")
+    for at, part in enumerate(parts):
+        if part.isascii() and part.isdigit() and len(part) <= 4 and int(part) < LAYERS_LIMIT:
+            return Spot(".".join(parts[:at]), int(part), ".".join(parts[at + 1 :]) or "(whole block)")
+    return Spot("", None, short)
 
 
 def damage_map(states: Mapping[str, str]) -> list[str]:
@@ -61,7 +60,8 @@ def damage_map(states: Mapping[str, str]) -> list[str]:
     def cell(spot: Spot, x: float, y: float, width: float) -> str:
         state = spots.get(spot)
         title = f"<title>layer {spot.layer}, {text(spot.module, 120)}: {_STATE_WORDS[state]}</title>" if state else ""
-        drawn = f'<rect class="c-{state or "none"}" x="{x:.1f}" y="{y}" width="{width - 2:.1f}" height="{_ROW_PIXELS - 2}" rx="3">{title}</rect>'
+        box = f'x="{x:.1f}" y="{y}" width="{width - 2:.1f}" height="{_ROW_PIXELS - 2}" rx="3"'
+        drawn = f'<rect class="c-{state or "none"}" {box}>{title}</rect>'
         if state and _MARKS[state] and width >= 11:
             drawn += f'<text class="on" x="{x + width / 2 - 1:.1f}" y="{y + 13}" text-anchor="middle">{_MARKS[state]}</text>'
         return drawn
@@ -77,7 +77,7 @@ def damage_map(states: Mapping[str, str]) -> list[str]:
 
 
 def heat_map(values: Mapping[str, float], what: str, *, logarithmic: bool = False) -> list[str]:
-    """HTML of a map of numbers by tensor or part; darker is more. What is not a number, or with ``logarithmic`` not positive, is left out."""
+    """HTML of a map of numbers by tensor or part. Left out: what is no number, and with ``logarithmic`` what is not positive."""
     spots: dict[Spot, float] = {}
     for part, value in values.items():
         if math.isfinite(value) and (value > 0 or not logarithmic):
@@ -136,8 +136,10 @@ def _grid(stem: str, spots: list[Spot], cell: Cell, what: str) -> list[str]:
     label = text(f"{what}, {stem}", 200)
     lines = [f'<figure class="scroll" tabindex="0"><svg role="img" aria-label="{label}" width="{full:.0f}" height="{height}">']
     every = 1 if width >= 20 else 5 if layers <= 100 else 20
-    for layer in range(0, layers, every):
-        lines.append(f'<text x="{_LABEL_PIXELS + (layer + 0.5) * width - 1:.1f}" y="12" text-anchor="middle">{layer}</text>')
+    lines += [
+        f'<text x="{_LABEL_PIXELS + (layer + 0.5) * width - 1:.1f}" y="12" text-anchor="middle">{layer}</text>'
+        for layer in range(0, layers, every)
+    ]
     for row, module in enumerate(modules):
         y = 18 + row * _ROW_PIXELS
         shown = module if len(module) <= 28 else f"…{module[-27:]}"

@@ -82,10 +82,11 @@ section{margin-top:2.6rem}
 .verdict b{font-size:1.1rem;white-space:nowrap}
 .is-good{color:var(--good);background:var(--good-ground)}.is-bad{color:var(--bad);background:var(--bad-ground)}
 .is-warn{color:var(--warn);background:var(--warn-ground)}.verdict span{color:var(--ink)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.8rem;margin:1.1rem 0 0;padding:0}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;margin:1.1rem 0 0;padding:0}
 .facts div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
-.facts dt{color:var(--soft);font-size:.85rem}.facts dd{margin:.1rem 0 0;font-size:1.15rem;font-variant-numeric:tabular-nums}
-.facts small{display:block;color:var(--soft);font-size:.82rem}
+.facts dt{color:var(--soft);font-size:.85rem}.facts dd{margin:.1rem 0 0;font-size:1.05rem;white-space:nowrap;
+font-variant-numeric:tabular-nums}
+.facts small{display:block;white-space:normal;color:var(--soft);font-size:.82rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.45rem .7rem;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);white-space:nowrap}td.num,th.num{text-align:right;white-space:nowrap}
@@ -100,19 +101,21 @@ li.done::before{color:var(--good);border-color:var(--good)!important}li.failed::
 ol.next li{margin:.35rem 0}ol.next{padding-left:1.3rem;margin:0}
 figure{margin:0 0 1.4rem}figcaption{font-size:.88rem;margin-top:.35rem}
 svg{display:block;max-width:none}svg text{fill:var(--soft);font-size:11px;font-family:inherit;font-variant-numeric:tabular-nums}
-svg text.on{fill:var(--ground);font-weight:700}svg text.found{fill:var(--bad);font-weight:600}svg text.right{fill:var(--fixed);font-weight:600}
+svg text.on{fill:var(--ground);font-weight:700}svg text.found{fill:var(--bad);font-weight:600}
+svg text.right{fill:var(--fixed);font-weight:600}
 .c-ok{fill:var(--cell)}.c-suspect{fill:var(--bad)}.c-fixed{fill:var(--fixed)}.c-changed{fill:var(--other)}
 .c-none{fill:none;stroke:var(--line)}.heat{fill:var(--heat)}.bar{fill:var(--bar)}.axis{stroke:var(--line)}
 .l-found{stroke:var(--bad);stroke-width:2}.l-right{stroke:var(--fixed);stroke-width:2;stroke-dasharray:4 3}
 .key{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.88rem;color:var(--soft);margin:.2rem 0 .9rem;padding:0;list-style:none}
-.key i{display:inline-block;width:1.05em;height:1.05em;border-radius:.2em;vertical-align:-.15em;margin-right:.4em;color:var(--ground);
-font-style:normal;font-size:.85em;line-height:1.1em;text-align:center;font-weight:700}
+.key li{display:flex;align-items:center}
+.key i{display:inline-flex;align-items:center;justify-content:center;width:1.2em;height:1.2em;border-radius:.2em;margin-right:.45em;
+color:var(--ground);font-style:normal;font-size:.85em;line-height:1;font-weight:700}
 .k-ok{background:var(--cell)}.k-suspect{background:var(--bad)}.k-fixed{background:var(--fixed)}.k-changed{background:var(--other)}
 .chips{display:flex;flex-wrap:wrap;gap:.35rem;margin:.5rem 0 0;padding:0;list-style:none;font-size:.82rem}
 .chips li{border:1px solid var(--line);border-radius:.4rem;padding:.1rem .5rem;overflow-wrap:anywhere}
 .chips .suspect{border-color:var(--bad);color:var(--bad)}.chips .fixed{border-color:var(--fixed);color:var(--fixed)}
 .chips .changed{border-color:var(--other);color:var(--other)}
-.fell{color:var(--good)}.rose{color:var(--bad)}.kept{color:var(--good);font-weight:600}
+.whole{white-space:nowrap}.fell{color:var(--good)}.rose{color:var(--bad)}.kept{color:var(--good);font-weight:600}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """
