@@ -1,4 +1,4 @@
-"""How often a diagnosis puts the very bit first, and what is left of the loss: random flips, flips chosen by gradient, several at once, none.
+"""How often a diagnosis puts the very bit first, and what is left of the loss: random flips, targeted ones, several at once, none.
 
     python tests/bench/diagnosis_table.py MODEL random    [--flips 200] [--seed 1] [--text FILE]
     python tests/bench/diagnosis_table.py MODEL targeted  [--flips 60]
@@ -6,8 +6,9 @@
     python tests/bench/diagnosis_table.py MODEL clean     [--runs 4]
 
 The flips are made in a copy of MODEL (triage reads files) and in the loaded model. A flip counts if it raises the loss of the held-out
-calibration text by 1 % or makes it no number. ``random``: a weight and a bit of its exponent, each as likely as any other. ``targeted``: the
-largest first-order increase among flips of sign and exponent that keep the weight within its tensor's range, a few of each tensor.
+calibration text by 1 % or makes it no number. ``random``: a weight and a bit of its exponent, each as likely as any other.
+``targeted``: the largest first-order increase among flips of sign and exponent that keep the weight within its tensor's range, a few of
+each tensor.
 With ``--text`` perplexity is measured on 1,024 tokens of another text, before and after.
 """
 
@@ -53,7 +54,8 @@ class Tally:
     def row(self) -> str:
         n = max(1, self.faults)
         return (
-            f"{self.faults} faults: weight first {self.weight_first / n:.1%}, bit first {self.bit_first / n:.1%} (by triage {self.by_triage}), "
+            f"{self.faults} faults: weight first {self.weight_first / n:.1%}, bit first {self.bit_first / n:.1%} "
+            f"(by triage {self.by_triage}), "
             f"loss within tolerance {self.recovered / n:.1%}, within or better {self.recovered_or_better / n:.1%}"
         )
 

@@ -62,7 +62,8 @@ def test_gradients_block_by_block_are_those_of_one_backward_pass(which: str, req
     of = request.getfixturevalue(which)
     names = {id(one): name for name, one in of.model.named_parameters()}
     seen: dict[str, torch.Tensor] = {}
-    losses = Pieces(of.model, of.loss, of.choosing).backward(of.choosing, lambda one, gradient: seen.update({names[id(one)]: gradient.clone()}))
+    pieces = Pieces(of.model, of.loss, of.choosing)
+    losses = pieces.backward(of.choosing, lambda one, gradient: seen.update({names[id(one)]: gradient.clone()}))
     whole = whole_gradients(of)
     assert losses.shape[0] > 1
     assert set(seen) == set(whole)

@@ -1,4 +1,4 @@
-"""The self-referential search on a small model that has learned something: the bit comes back, and nothing is found where nothing is wrong."""
+"""The self-referential search on a small model that has learned something: the bit comes back, and in a clean model nothing is found."""
 
 from __future__ import annotations
 

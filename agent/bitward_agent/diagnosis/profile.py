@@ -1,9 +1,10 @@
 """The self-referential search: gradients propose un-flips, trials decide, text that took no part in choosing confirms.
 
-One round: a backward pass over the choosing batch ranks candidates (``candidates``). They are tried for real, on a small part of the batch,
-the better ones on all of it, the best weights with every bit that matters, near ties on more text. What the text says (nats won over all its
-items) and what the tensor says (how usual the value would be) are added. What then wins on the held-out text by enough, in size and in standard errors, is turned for good, and another
-round looks for the next fault. In a model without a fault the first round confirms nothing.
+One round: a backward pass over the choosing batch ranks candidates (``candidates``). They are tried for real, on a small part of the
+batch, the better ones on all of it, the best weights with every bit that matters, near ties on more text. What the text says (nats won
+over all its items) and what the tensor says (how usual the value would be) are added. What then wins on the held-out text by enough, in
+size and in standard errors, is turned for good, and another round looks for the next fault. In a model without a fault the first round
+confirms nothing.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Profile:
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
+        self.sensitivity: dict[str, float] = {}
 
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
@@ -99,6 +101,7 @@ class Profile:
         """Look for one fault; if it is confirmed its bit is turned in the model."""
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see)
+        self.sensitivity = ranking.sensitivity
         sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
         if not sieved or self._stop():
             return None
@@ -200,6 +203,12 @@ class Profile:
         """Turn a bit of the model for good."""
         flip_in_place(self.parameters[name], element, bit)
         self._priors.pop(name, None)
+        self._held_out = None
+
+    def forget(self, names: Sequence[str]) -> None:
+        """What was learned of parameters that others have changed."""
+        for name in names:
+            self._priors.pop(name, None)
         self._held_out = None
 
     def _look_elsewhere(self) -> float:

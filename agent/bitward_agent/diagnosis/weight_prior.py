@@ -128,5 +128,5 @@ def _smoothed(counts: Tensor) -> Tensor:
     for at in range(len(listed) - 1, -1, -1):
         running = max(running * _DECAY_DOWN, min(listed[at], 1.0))
         below[at] = running
-    shares = [max(one, rise, fall) if rise and fall else max(one, rise + fall) for one, rise, fall in zip(listed, above, below, strict=True)]
+    shares = [max(one, rise, fall) for one, rise, fall in zip(listed, above, below, strict=True)]
     return torch.tensor([max(_FLOOR_NATS, math.log(max(share, 1e-300) / total)) for share in shares])
