@@ -4,7 +4,8 @@ All act on the model in memory. The choosing batch picks the best of each way; w
 best of these is kept if it wins enough there. Nothing is written to files.
 
 Donors are ranked by the uncertainty of the model with their block in it (``uncertainty``), the surest first; each next one is averaged in
-as long as the merged model's loss falls. A model that another's block does not fit into is unsure, whatever the block is worth at home.
+as long as the merged model's loss falls. A model that another's block does not fit into is unsure, whatever the block is worth at home. A
+model that is broken outright may be sure of one and the same answer: donors with which the loss is far above the best are left out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ LARGE_GAIN_Z = 1.645
 """Of a gain as large as this, 95 % of certainty is enough: an encoder's loss has few items, one for each pair of passages."""
 NEAR_TIE_SHARE = 0.01
 """Losses closer than this share are equal, as another text would order them otherwise: then the way that changes less is taken."""
+
+_BROKEN_TIMES = 1.5
+"""A donor is left out if the model with its block has a loss of so many times that with the best donor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +138,12 @@ class Recovery:
         sums: dict[str, Tensor] = {}
         taken: list[tuple[Donor, float, float]] = []
         best = math.inf
+        limit = _BROKEN_TIMES * min((alone for _, _, alone in ranked), default=math.inf)
         for donor, unsure, alone in ranked:
             if self._stop():
                 break
+            if alone > limit:
+                continue
             values = {name: donated(donor, name, self.parameters[name]).double() for name in names}
             total = {name: values[name] + sums[name] if sums else values[name] for name in names}
             merged = _averaged(total, len(taken) + 1, self.parameters)
