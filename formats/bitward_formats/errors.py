@@ -122,5 +122,25 @@ class SealError(FormatError):
     """A seal that is malformed, of another version, or that does not seal what a seal may."""
 
 
+class TraceError(FormatError):
+    """A trace file that cannot be used."""
+
+
+class NotATraceError(TraceError):
+    """The file is too short, or does not begin as a trace does."""
+
+
+class TraceVersionError(TraceError):
+    """A trace of another version."""
+
+
+class TraceDamagedError(TraceError):
+    """The digest does not fit the bytes."""
+
+
+class TraceSyntaxError(TraceError):
+    """Counts, names or lengths that contradict each other or the file's length."""
+
+
 class MissingExtraError(FormatError):
     """A feature needs an optional package that is not installed."""

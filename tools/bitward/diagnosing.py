@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bitward.recovering import write_and_protect
+from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.facts import DiagnosisReport
-from bitward_agent.diagnosis.ladder import Request, diagnose, parse_steps
-from bitward_agent.findings import ProgressSink
+from bitward_agent.diagnosis.ladder import Diagnosis, Request, diagnose, parse_steps
+from bitward_agent.durable import atomic_file
+from bitward_agent.errors import InputError
+from bitward_agent.findings import ExitCode, ProgressSink
+from bitward_formats.errors import MissingExtraError
 from bitward_formats.frozen import dataclass
+
+if TYPE_CHECKING:
+    from bitward_agent.diagnosis.serving_facts import ServingReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +56,58 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
         device=wish.device,
         jobs=wish.jobs,
     )
+    if wish.output is not None and not os.path.isdir(wish.model):
+        raise InputError(f"{wish.model}: a repaired copy can be written of a model directory only")
     diagnosis = diagnose(request, progress=progress, tell=tell)
-    return diagnosis.report
+    report = diagnosis.report
+    if wish.output is not None:
+        report = _applied(wish, diagnosis)
+    if wish.html is not None:
+        _write_page(wish.html, report, diagnosis)
+    return report
+
+
+def serving_report(model: str, *, calibration: str | None, device: str, jobs: int | None) -> ServingReport:
+    """May a model be served whose sidecars located damage that nothing at hand restores?
+
+    Raises:
+        InputError: there is no such model, or it has no lost blocks.
+    """
+    from bitward.api import verify
+
+    if not os.path.isdir(model):
+        raise InputError(f"{model}: a model directory is needed, with its sidecars")
+    verified = verify(model, jobs=jobs)
+    damages = tuple(one for file in verified.files for one in file.damage if not one.repairable)
+    if not damages:
+        raise InputError(f"{model}: its sidecars know of no block that cannot be restored (bitward verify: {verified.verdict})")
+    try:
+        from bitward_agent.diagnosis.serving import judge_serving
+        from bitward_agent.diagnosis.subject import load_subject
+    except ImportError as error:
+        raise MissingExtraError(f"judging a model needs {error.name}: pip install 'bitward[diagnose]'") from error
+    text = calibration_text(None if calibration is None else Path(calibration))
+    return judge_serving(load_subject(model, text, device=device), damages)
+
+
+def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:
+    """The report once the repaired copy is written and protected, if there was anything to repair."""
+    report = diagnosis.report
+    unflips = [one.suspect for one in report.unflips if one.suspect.path]
+    if wish.output is None or not (unflips or diagnosis.patches):
+        return report
+    written = write_and_protect(wish.model, wish.output, unflips=unflips, patches=diagnosis.patches, jobs=wish.jobs)
+    return replace(report, output=written.directory, exit_code=ExitCode.OK)
+
+
+def _write_page(path: str, report: DiagnosisReport, diagnosis: Diagnosis) -> None:
+    from bitward.report.diagnosis_html import Pictures, diagnosis_html
+
+    pictures = Pictures(
+        histograms=diagnosis.histograms,
+        tensors=diagnosis.tensors,
+        sensitivity=dict(diagnosis.sensitivity),
+        changed=tuple(one.tensor for one in diagnosis.patches),
+    )
+    with atomic_file(path) as file:
+        file.write_all(diagnosis_html(report, pictures).encode("utf-8", "backslashreplace"), 0)

@@ -33,7 +33,8 @@ def calibration_text(path: Path | None) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start:,}; convert it (iconv -t utf-8) or leave --calibration out") from error
+        advice = "convert it (iconv -t utf-8) or leave --calibration out"
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start:,}; {advice}") from error
     if not text.strip():
         raise InputError(f"{path}: the calibration text is empty")
     return text

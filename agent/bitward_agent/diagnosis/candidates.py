@@ -57,6 +57,8 @@ class Ranking:
     def __init__(self, names: dict[int, str], prior_of: Callable[[str], WeightPrior]) -> None:
         self._names, self._prior_of = names, prior_of
         self._found: list[Candidate] = []
+        self.sensitivity: dict[str, float] = {}
+        """Per parameter the root of the summed squares of gradient × weight, in nats."""
 
     def see(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Take the gradient of one parameter. Gradients that are not finite count as zero."""
@@ -72,6 +74,7 @@ class Ranking:
 
     def _see_part(self, name: str, part: _Part) -> None:
         pull = part.slope * part.weight.float()
+        self.sensitivity[name] = math.hypot(self.sensitivity.get(name, 0.0), float(pull.norm()))
         count = min(_PER_PART, pull.numel())
         shrinking = pull.topk(count).indices
         self._found += _best_bits(name, part, shrinking[pull[shrinking] > 0], "shrink")
@@ -81,7 +84,7 @@ class Ranking:
         self._found += _best_bits(name, part, _growing(part, count), "grow")
 
     def best(self, count: int) -> list[Candidate]:
-        """The candidates to try, the most promising first: about ``count`` weights of each kind of ranking, each with its likeliest bits."""
+        """The candidates to try, the most promising first: the best ``count`` weights of each kind of ranking with their likeliest bits."""
         of_kind = {kind: [one for one in self._found if one.kind == kind] for kind in ("shrink", "grow", "against")}
         chosen: dict[tuple[str, int, int], Candidate] = {}
         lists = [
@@ -116,7 +119,7 @@ def _first_weights(ranked: Iterable[Candidate], count: int) -> list[Candidate]:
 
 
 class _Part:
-    """Whole rows of a tensor, flat: ``weight`` and float32 ``slope`` (the gradient), the number of the first element, the tensor's prior."""
+    """Whole rows of a tensor, flat: ``weight``, float32 ``slope`` (the gradient), the number of the first element, the tensor's prior."""
 
     def __init__(self, weight: Tensor, gradient: Tensor, first: int, prior: WeightPrior) -> None:
         self.weight, self.first, self.prior = weight, first, prior
@@ -161,7 +164,8 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
     if kind != "grow":
         pulls = (2 * slopes * floats).abs().tolist()
         likelier = (part.prior.recurrence_nats(whole, -values) - part.prior.recurrence_nats(whole, values)).tolist()
-        found += [Candidate(name, element, form.sign, kind, gain, more) for element, gain, more in zip(whole.tolist(), pulls, likelier, strict=True)]
+        signs = zip(whole.tolist(), pulls, likelier, strict=True)
+        found += [Candidate(name, element, form.sign, kind, gain, more) for element, gain, more in signs]
     return found
 
 

@@ -96,7 +96,8 @@ class StepReport:
 
 
 class DiagnosisVerdict(StrEnum):
-    """``clean``: every step that was asked for was done and found nothing. ``inconclusive``: some could not be done, and nothing was found."""
+    """``clean``: every step that was asked for was done and found nothing. ``suspicious``: something was found that no single bit explains
+    and nothing undid. ``inconclusive``: some steps could not be done, and nothing was found."""
 
     CLEAN = "clean"
     FAULT_FOUND = "fault-found"
@@ -106,7 +107,7 @@ class DiagnosisVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisReport:
-    """The document ``bitward.diagnose/1``. ``loss_*`` are nats per token of the calibration text, ``None`` where not measured or not finite."""
+    """The document ``bitward.diagnose/1``. ``loss_*`` are nats per item of the held-out text, ``None`` where not measured or not finite."""
 
     model: str
     architecture: str

@@ -31,7 +31,8 @@ from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
 if TYPE_CHECKING:
-    from bitward_agent.diagnosis.run_model import ModelSteps
+    from bitward_agent.diagnosis.run_model import Differences, ModelSteps
+    from bitward_agent.diagnosis.writing import Patch
 
 ALL_STEPS = (Step.TRIAGE, Step.DIFFERENTIAL, Step.PROFILE, Step.PERTURBATION, Step.RECOVERY)
 _EXIT_CODES = {
@@ -64,6 +65,9 @@ class Diagnosis:
 
     report: DiagnosisReport
     histograms: tuple[ExponentHistogram, ...]
+    patches: tuple[Patch, ...] = ()
+    tensors: tuple[str, ...] = ()
+    sensitivity: tuple[tuple[str, float], ...] = ()
 
 
 class _OutOfTime(Exception):
@@ -120,9 +124,9 @@ class _Ladder:
             wanted = request.steps or (Step.TRIAGE,)
         for step in wanted:
             if step is Step.TRIAGE and is_factory:
-                self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("the model comes from a factory: there are no files to look at",)))
+                self._skip(step, "the model comes from a factory: there are no files to look at")
             elif step is not Step.TRIAGE and is_file:
-                self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("a file alone cannot be run; give its model directory",)))
+                self._skip(step, "a file alone cannot be run; give its model directory")
             else:
                 self._take(step)
         return self._diagnosis()
@@ -132,6 +136,9 @@ class _Ladder:
         if self.request.budget_seconds is None:
             return math.inf
         return self.request.budget_seconds - (time.monotonic() - self.started)
+
+    def _skip(self, step: Step, why: str) -> None:
+        self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, (why,)))
 
     def _take(self, step: Step) -> None:
         works: dict[Step, Callable[[], Sequence[str]]] = {
@@ -143,7 +150,7 @@ class _Ladder:
         }
         began = time.monotonic()
         if self.seconds_left() <= 0:
-            self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, ("the budget was used up",)))
+            self._skip(step, "the budget was used up")
             return
         self.tell(f"{step} …")
         try:
@@ -213,7 +220,7 @@ class _Ladder:
     def _profile(self) -> list[str]:
         model = self._loaded()
         if self.loss_after is None:
-            raise BitwardError("the loss of the model is not a number, so no bit can be weighed by it; triage has nothing (more) to turn back")
+            raise BitwardError("the loss is not a number, so no bit can be weighed by it; triage has nothing (more) to turn back")
         candidates = self.triaged.candidates if self.triaged is not None else ()
         found = model.profile(candidates, self.tell)
         self.unflips += found
@@ -226,13 +233,35 @@ class _Ladder:
         return words
 
     def _differential(self) -> list[str]:
-        raise BitwardError("neither a reference nor a trace was given")
+        model = self._loaded()
+        words: list[str] = []
+        if self.request.trace is not None:
+            words += self._taken_over(model.against_trace(self.request.trace))
+        if self.request.reference is not None:
+            words += self._taken_over(model.against_reference(self.request.reference))
+        if not words:
+            raise BitwardError("neither a reference (--reference) nor a trace (--trace) was given")
+        self.loss_after = model.loss()
+        return words
+
+    def _taken_over(self, found: Differences) -> list[str]:
+        known = {(one.path, one.tensor, one.index) for one in self.suspects}
+        self.suspects += [one for one in found.suspects if (one.path, one.tensor, one.index) not in known]
+        self.unflips += found.unflips
+        self.blocks += found.blocks
+        return list(found.words)
 
     def _perturbation(self) -> list[str]:
-        raise BitwardError("not built")
+        scores, words = self._loaded().perturbation()
+        self.blocks += scores
+        return words
 
     def _recovery(self) -> list[str]:
-        raise BitwardError("not built")
+        model = self._loaded()
+        attempts, words = model.recover(self.suspects, self.blocks, self.request.donors)
+        self.attempts += attempts
+        self.loss_after = model.loss()
+        return words
 
     # ------------------------------------------------------------------------------------------------------------ the report
 
@@ -257,10 +286,12 @@ class _Ladder:
             seconds=time.monotonic() - self.started,
             exit_code=_EXIT_CODES[verdict],
         )
-        return Diagnosis(report, self.histograms)
+        if self.model is None:
+            return Diagnosis(report, self.histograms)
+        return Diagnosis(report, self.histograms, self.model.patches(), self.model.tensors(), self.model.sensitivity())
 
     def _verdict(self) -> DiagnosisVerdict:
-        if self.unflips:
+        if self.unflips or any(one.accepted for one in self.attempts):
             return DiagnosisVerdict.FAULT_FOUND
         if self.suspects:
             return DiagnosisVerdict.SUSPICIOUS

@@ -65,12 +65,11 @@ class Pieces:
         """The number of the block that a parameter belongs to; ``None`` outside the chain (embeddings, last norm, head)."""
         return self._block_of.get(id(parameter))
 
-    @torch.no_grad()
     def losses(self, batch: Batch) -> Tensor:
         """One loss per item, on the CPU."""
-        return self.loss(self.model, batch).detach().float().cpu()
+        with torch.no_grad():
+            return self.loss(self.model, batch).detach().float().cpu()
 
-    @torch.no_grad()
     def calls(self, batch: Batch) -> tuple[list[BlockCall], Tensor]:
         """How each block was called in one forward pass, and its losses. Memory: one hidden state per block."""
         calls: list[BlockCall] = []
@@ -84,7 +83,6 @@ class Pieces:
             losses = self.losses(batch)
         return calls, losses
 
-    @torch.no_grad()
     def losses_from(self, number: int, call: BlockCall, batch: Batch) -> Tensor:
         """The losses when block ``number`` is fed with what it got in ``call``; the blocks before it do not run."""
         with self._skipping(range(number)), self._fed(number, call.hidden):

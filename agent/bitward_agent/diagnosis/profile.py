@@ -1,9 +1,10 @@
 """The self-referential search: gradients propose un-flips, trials decide, text that took no part in choosing confirms.
 
-One round: a backward pass over the choosing batch ranks candidates (``candidates``). They are tried for real, on a small part of the batch,
-the better ones on all of it, the best weights with every bit that matters, near ties on more text. What the text says (nats won over all its
-items) and what the tensor says (how usual the value would be) are added. What then wins on the held-out text by enough, in size and in standard errors, is turned for good, and another
-round looks for the next fault. In a model without a fault the first round confirms nothing.
+One round: a backward pass over the choosing batch ranks candidates (``candidates``). They are tried for real, on a small part of the
+batch, the better ones on all of it, the best weights with every bit that matters, near ties on more text. What the text says (nats won
+over all its items) and what the tensor says (how usual the value would be) are added. What then wins on the held-out text by enough, in
+size and in standard errors, is turned for good, and another round looks for the next fault. In a model without a fault the first round
+confirms nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.pieces import Pieces
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
-from bitward_agent.diagnosis.trials import Trials
+from bitward_agent.diagnosis.trials import Trials, turned
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 
 WEIGHTS_TRIED = 20
@@ -32,7 +33,7 @@ _NEAR_NATS = 12.0
 _CHOOSING_ITEMS = 256
 _TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
-_PRIOR_LIMIT_NATS = 12.0
+_PRIOR_LIMIT_NATS = 25.0
 _NEGLIGIBLE = 2.0**-10
 FOUND_LIMIT = 16
 """Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
@@ -74,6 +75,7 @@ class Profile:
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
+        self.sensitivity: dict[str, float] = {}
 
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
@@ -99,16 +101,24 @@ class Profile:
         """Look for one fault; if it is confirmed its bit is turned in the model."""
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see)
+        self.sensitivity = ranking.sensitivity
         sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
         if not sieved or self._stop():
             return None
         trials = Trials(self.pieces, self.parameters, self.subject.choosing)
         weights = _best_weights([_tried(one, trials) for one in sieved], _WEIGHTS_REFINED)
-        options = [one for weight in weights for one in self._bits_of(weight, trials)]
-        if not options or self._stop():
+        confirmed: list[Found] = []
+        for weight in weights:
+            options = self._bits_of(weight, trials)
+            if options and (found := self._confirmed(self._compared(options))) is not None:
+                confirmed.append(found)
+            if self._stop():
+                break
+        if not confirmed:
             return None
-        best = self._compared(max(options, key=_evidence), options)
-        return self._confirm(best)
+        best = max(confirmed, key=lambda one: one.evidence_nats)
+        self.turn(best.parameter, best.element, best.bit)
+        return best
 
     def _candidate(self, bit: Bit) -> Candidate:
         return Candidate(*bit, "other", 0.0, 0.0)
@@ -140,9 +150,9 @@ class Profile:
         listed: list[Candidate] = []
         negligible: float | None = None
         for bit in FORMS[parameter.dtype].weighty:
-            turned = flipped(value, bit)
-            changed = turned.float()
-            likelier = float(prior.log_prior(changed.abs(), scale) + prior.recurrence_nats(place, turned)) - now
+            option = flipped(value, bit)
+            changed = option.float()
+            likelier = float(prior.log_prior(changed.abs(), scale) + prior.recurrence_nats(place, option)) - now
             if not bool(changed.isfinite()) or likelier < _LEAST_PRIOR_NATS:
                 continue
             is_negligible = bool(changed.abs() < scale * _NEGLIGIBLE)
@@ -154,47 +164,51 @@ class Profile:
             listed.append(Candidate(name, element, bit, "refined", gain, likelier))
         return listed
 
-    def _compared(self, best: Candidate, options: list[Candidate]) -> Candidate:
-        """Of the bits of the best weight those that come near the best, compared on more text."""
-        near = [one for one in options if one.weight == best.weight and _evidence(one) > _evidence(best) - _NEAR_NATS]
+    def _compared(self, options: list[Candidate]) -> Candidate:
+        """The best bit of a weight: those that come near the best are compared on more text."""
+        best = max(options, key=_bit_evidence)
+        near = [one for one in options if _bit_evidence(one) > _bit_evidence(best) - _NEAR_NATS]
         if len(near) < 2:
             return best
-        near = sorted(near, key=_evidence, reverse=True)[:_BITS_COMPARED]
+        near = sorted(near, key=_bit_evidence, reverse=True)[:_BITS_COMPARED]
         for batch in self.subject.holdout[:_COMPARING_BATCHES]:
             trials = Trials(self.pieces, self.parameters, batch)
             near = [replace(one, gain=one.gain + _gain(trials, one.parameter, one.element, one.bit)) for one in near]
-        self.near = near
-        return max(near, key=_evidence)
+        return max(near, key=_bit_evidence)
 
-    def _confirm(self, one: Candidate) -> Found | None:
+    def _confirmed(self, one: Candidate) -> Found | None:
+        """What the held-out text says of turning a bit; ``None`` if it is not enough. The model is left as it was."""
         parameter = self.parameters[one.parameter]
-        before_items = self.held_out()
-        before = float(element_view(parameter, one.element))
-        self.turn(one.parameter, one.element, one.bit)
-        after_items = self.held_out()
+        before, before_items = float(element_view(parameter, one.element)), self.held_out()
+        with turned(parameter, one.element, [one.bit]):
+            after, after_items = float(element_view(parameter, one.element)), self._held_out_losses()
         gained = before_items - after_items
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
-        evidence = _evidence(replace(one, gain=float(gained.sum())))
-        self.last = (one, loss_before, loss_after, z, evidence)
-        enough = loss_before - loss_after >= LEAST_GAIN_SHARE * loss_after and z >= LEAST_GAIN_Z and evidence >= self._look_elsewhere()
-        if not enough:
-            self.turn(one.parameter, one.element, one.bit)
-            self._held_out = before_items
+        evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
+        if loss_before - loss_after < LEAST_GAIN_SHARE * loss_after or z < LEAST_GAIN_Z or evidence < 0:
             return None
-        after = float(element_view(parameter, one.element))
-        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence - self._look_elsewhere())
+        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
 
     def held_out(self) -> Tensor:
         """The loss of each held-out item for the model as it is now."""
         if self._held_out is None:
-            self._held_out = torch.cat([self.pieces.losses(batch) for batch in self.subject.holdout])
+            self._held_out = self._held_out_losses()
         return self._held_out
+
+    def _held_out_losses(self) -> Tensor:
+        return torch.cat([self.pieces.losses(batch) for batch in self.subject.holdout])
 
     def turn(self, name: str, element: int, bit: int) -> None:
         """Turn a bit of the model for good."""
         flip_in_place(self.parameters[name], element, bit)
         self._priors.pop(name, None)
+        self._held_out = None
+
+    def forget(self, names: Sequence[str]) -> None:
+        """What was learned of parameters that others have changed."""
+        for name in names:
+            self._priors.pop(name, None)
         self._held_out = None
 
     def _look_elsewhere(self) -> float:
@@ -222,9 +236,15 @@ def _best_weights(tried: list[Candidate], count: int) -> list[tuple[str, int]]:
 
 
 def _evidence(one: Candidate) -> float:
-    """Nats for a bit: what the text says, at a discount (its optimum is not where training left the weight), and what the tensor says,
-    up to a limit (dequantised and decayed weights can be next to zero in models without a fault)."""
-    return _TEXT_WEIGHT * one.gain + min(one.prior_nats, _PRIOR_LIMIT_NATS)
+    """Nats for a weight: what the text says and what the tensor says, the latter up to a limit (dequantised and decayed weights can be
+    next to zero in models without a fault)."""
+    return one.gain + min(one.prior_nats, _PRIOR_LIMIT_NATS)
+
+
+def _bit_evidence(one: Candidate) -> float:
+    """Nats for one bit of a weight rather than another: the text at a discount, since training on other text left the weight somewhat
+    beside what would be best for this one."""
+    return _TEXT_WEIGHT * one.gain + one.prior_nats
 
 
 def _tried(one: Candidate, trials: Trials) -> Candidate:

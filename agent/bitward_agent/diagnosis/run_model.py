@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
-from bitward_agent.diagnosis.facts import Step, Suspect, Unflip
+from bitward_agent.diagnosis.changes import patches_of
+from bitward_agent.diagnosis.departures import load_trace, trace_blocks, trace_suspects
+from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
+from bitward_agent.diagnosis.donors import open_donors
+from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
+from bitward_agent.diagnosis.perturbation import branch_scores, perturb
 from bitward_agent.diagnosis.profile import Found, Profile
+from bitward_agent.diagnosis.recovery import Part, Recovery
 from bitward_agent.diagnosis.subject import Subject, load_subject
 from bitward_agent.diagnosis.tensor_bits import FORMS
+from bitward_agent.diagnosis.trace import compare
+from bitward_agent.diagnosis.writing import Patch
+from bitward_formats.frozen import dataclass
 
 _WORSE_SHARE = 0.001
 """A proposal of triage that makes the loss worse by this share is refused."""
 _ONE_BY_ONE = 64
 """More proposals than this are tried all at once only."""
+_NOTABLE_GAIN_SHARE = 0.02
+"""Attenuating a branch of a model without a fault can win a little; less than this share of the loss is not followed up."""
+_PARTS_LIMIT = 4
+_LISTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What a comparison found."""
+
+    suspects: tuple[Suspect, ...]
+    unflips: tuple[Unflip, ...]
+    blocks: tuple[BlockScore, ...]
+    words: tuple[str, ...]
 
 
 class ModelSteps:
@@ -25,6 +49,8 @@ class ModelSteps:
         self.subject: Subject = load_subject(source, text, device=device)
         self.search = Profile(self.subject, stop=stop)
         self.architecture = self.subject.architecture
+        self._stop = stop
+        self._changed: list[str] = []
         self._parameter_of = {(place.path, place.tensor): name for name, place in self.subject.places.items()}
 
     def loss(self) -> float | None:
@@ -57,10 +83,99 @@ class ModelSteps:
             kept.append(Unflip(one, before, None if name is None else with_all, None))
         return kept, refused
 
+    def against_trace(self, path: str) -> Differences:
+        """Hold the model against its trace; what single bits explain is turned back."""
+        findings = compare(self.subject, load_trace(Path(path)))
+        suspects = trace_suspects(self.subject, findings)
+        if not findings.departures:
+            words = [f"{findings.modules} calls of modules give what was recorded"]
+        else:
+            first = findings.departures[0]
+            words = [f"{first.module} is the first of {findings.modules} calls of modules that does not give what was recorded"]
+            words.append("every departure is explained" if findings.mended else "some departures are not explained by one or two bits")
+        return Differences(tuple(suspects), self._turned_back(suspects), tuple(trace_blocks(self.subject, findings)), tuple(words))
+
+    def against_reference(self, source: str) -> Differences:
+        """Compare module by module and weight by weight; what single bits explain is turned back."""
+        reference = load_reference(source, self.subject)
+        blocks = module_scores(self.subject, compare_modules(self.subject, reference))
+        suspects, notes = compare_weights(self.subject, reference)
+        words = [f"compared with {source}", *notes]
+        number = f"{len(suspects):,} weights differ" if suspects else "no weight differs"
+        words.append(f"{number} by more than the element types explain")
+        return Differences(tuple(suspects), self._turned_back(suspects), tuple(blocks), tuple(words))
+
+    def _turned_back(self, suspects: Sequence[Suspect]) -> tuple[Unflip, ...]:
+        before = self.loss()
+        bits = [(one, name) for one, name in self._of_model(suspects) if one.bit is not None]
+        for one, name in bits:
+            self._turn(one, name)
+        after = self.loss()
+        return tuple(Unflip(one, before, after, None) for one, _ in bits)
+
+    def perturbation(self) -> tuple[list[BlockScore], list[str]]:
+        """Which branches the model is better without."""
+        found = perturb(self.search.pieces, self.subject.choosing, stop=self._stop)
+        if not found.trials:
+            return [], ["the model is no chain of blocks with branches, or time is up"]
+        scores = branch_scores(found)
+        best = found.best
+        if best is None or (math.isfinite(best.gain) and best.gain < _NOTABLE_GAIN_SHARE * best.loss):
+            return scores, [f"no branch stands out; the cost was that of {found.passes:.0f} forward passes"]
+        gain = f"lowers the loss by {best.gain:.4f} nats" if math.isfinite(best.gain) else "makes the loss a number"
+        return scores, [f"{best.branch} at {best.factor:.0%} of its strength {gain}"]
+
+    def recover(
+        self, suspects: Sequence[Suspect], blocks: Sequence[BlockScore], donors: Sequence[str]
+    ) -> tuple[list[Attempt], list[str]]:
+        """Clamp, restore or attenuate what is known to be wrong and no single bit explains."""
+        opened, notes = open_donors(donors, self.subject)
+        recovery = Recovery(self.subject, self.search.pieces, opened, stop=self._stop)
+        parts = self._parts(recovery, suspects, blocks)
+        words = [*notes]
+        if not parts:
+            return [], [*words, "nothing is left that no single bit explains"]
+        attempts: list[Attempt] = []
+        for part in parts[:_PARTS_LIMIT]:
+            report = recovery.recover(part)
+            attempts += report.attempts
+            self._changed += report.changed
+            words += report.notes
+            self.search.forget(report.changed)
+        accepted = [one for one in attempts if one.accepted]
+        words.append("; ".join(one.words for one in accepted[:_LISTED]) or "no way of recovery makes the held-out loss better by enough")
+        return attempts, words
+
+    def _parts(self, recovery: Recovery, suspects: Sequence[Suspect], blocks: Sequence[BlockScore]) -> list[Part]:
+        names = {name: None for one, name in self._of_model(suspects) if one.bit is None}
+        parts = [Part(name, (name,)) for name in names]
+        loss = self.loss()
+        for one in blocks:
+            notable = one.evidence == "perturbation" and (loss is None or one.score > _NOTABLE_GAIN_SHARE * loss)
+            number = next((at for at, block in enumerate(recovery.pieces.block_names) if one.part.startswith(f"{block}.")), None)
+            if notable and number is not None and not parts:
+                parts.append(recovery.part_of_block(number))
+        return parts
+
+    def patches(self) -> tuple[Patch, ...]:
+        """The tensors that recovery changed, as bytes for their files."""
+        return patches_of(self.subject, self._changed) if self._changed else ()
+
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all parameters, as the files have them where these are known."""
+        places = self.subject.places
+        return tuple(places[name].tensor if name in places else name for name in self.search.parameters)
+
+    def sensitivity(self) -> tuple[tuple[str, float], ...]:
+        """What each parameter matters for the loss: the root of the summed squares of gradient × weight, from the last backward pass."""
+        places = self.subject.places
+        return tuple((places[name].tensor if name in places else name, value) for name, value in self.search.sensitivity.items())
+
     def profile(self, candidates: Sequence[Suspect], tell: Callable[[str], None]) -> list[Unflip]:
         """The self-referential search. ``candidates`` are un-flips that triage could not justify; they are tried with the others."""
-        extra = [(name, _element(one, self.search.parameters[name].shape), one.bit) for one, name in self._of_model(candidates)]
-        found = self.search.run(extra=[one for one in extra if one[2] is not None], tell=tell)
+        named = self._of_model(candidates)
+        extra = [(name, _element(one, self.search.parameters[name].shape), one.bit) for one, name in named if one.bit is not None]
+        found = self.search.run(extra=extra, tell=tell)
         return [Unflip(self._suspect(one), one.loss_before, one.loss_after, one.gain_z) for one in found]
 
     def _of_model(self, suspects: Sequence[Suspect]) -> list[tuple[Suspect, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from bitward_agent.findings import ExitCode
 from bitward_formats.frozen import dataclass
 
 NEGLIGIBLE_SHARE = 0.002
@@ -65,3 +66,9 @@ class ServingReport:
     negligible_share: float = NEGLIGIBLE_SHARE
     degraded_share: float = DEGRADED_SHARE
     schema: str = "bitward.serving/1"
+
+    @property
+    def exit_code(self) -> int:
+        """For scripts: 0 serve on, 1 degraded, 4 stop."""
+        codes = {ServingVerdict.NEGLIGIBLE: ExitCode.OK, ServingVerdict.DEGRADED: ExitCode.REPAIRABLE}
+        return codes.get(self.verdict, ExitCode.NOT_REPAIRABLE)

@@ -73,7 +73,7 @@ class WeightPrior:
         """Nats, for magnitudes at places whose usual magnitude is ``scale``; not comparable between tensors of other sizes."""
         octaves = torch.log2(magnitudes.clamp(min=1e-38) / scale)
         at = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).nan_to_num(0.0).clamp(0, _BINS - 1)
-        prior = self._log_share[at.long()]
+        prior = torch.where(magnitudes == 0, self._log_zero_share, self._log_share[at.long()])
         return torch.where(magnitudes.isfinite(), prior, torch.full_like(prior, _FLOOR_NATS))
 
     def recurrence_nats(self, elements: Tensor, values: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class WeightPrior:
         scale = self.scale(picked.unsqueeze(1), torch.arange(columns).unsqueeze(0), part)
         kept = part > 0
         at = ((torch.log2(part[kept] / scale[kept]) - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).clamp(0, _BINS - 1).long()
-        counts = torch.bincount(at, minlength=_BINS).float()
-        return _smoothed(counts)
+        self._log_zero_share = math.log((float((~kept).sum()) + 0.5) / (kept.numel() + 1))
+        return _smoothed(torch.bincount(at, minlength=_BINS).float())
 
 
 def _smoothed(counts: Tensor) -> Tensor:
@@ -128,5 +128,5 @@ def _smoothed(counts: Tensor) -> Tensor:
     for at in range(len(listed) - 1, -1, -1):
         running = max(running * _DECAY_DOWN, min(listed[at], 1.0))
         below[at] = running
-    shares = [max(one, rise, fall) if rise and fall else max(one, rise + fall) for one, rise, fall in zip(listed, above, below, strict=True)]
+    shares = [max(one, rise, fall) for one, rise, fall in zip(listed, above, below, strict=True)]
     return torch.tensor([max(_FLOOR_NATS, math.log(max(share, 1e-300) / total)) for share in shares])

@@ -34,6 +34,7 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="Where torch runs the model.")
 @click.option("--apply", "is_applied", is_flag=True, help="Write a repaired copy to --output, and protect it.")
 @click.option("--output", metavar="DIR", help="A new directory for the repaired copy.")
+@click.option("--serving", "is_serving", is_flag=True, help="May it be served? For damage that a sidecar located and nothing restores.")
 @click.option("--html", metavar="FILE", help="Write a report with pictures.")
 @with_view
 def command(
@@ -47,6 +48,7 @@ def command(
     device: str,
     is_applied: bool,
     output: str | None,
+    is_serving: bool,
     html: str | None,
     jobs: int | None,
     view: View,
@@ -56,9 +58,11 @@ def command(
     MODEL is a Hugging Face directory, one file of weights (triage only), or module:factory for any torch module with a loss. Nothing is
     written to MODEL.
     """
-    from bitward.diagnosing import Wish, diagnose_model
-    from bitward.report.diagnosis_text import diagnosis_lines
+    from bitward.diagnosing import Wish, diagnose_model, serving_report
+    from bitward.report.diagnosis_text import diagnosis_lines, serving_lines
 
+    if is_serving:
+        return view.finish(serving_report(model, calibration=calibration, device=device, jobs=jobs), serving_lines)
     wish = Wish(model, calibration, reference, trace, donors, steps, budget, device, output if is_applied else None, html, jobs)
     if is_applied != (output is not None):
         raise click.UsageError("--apply and --output DIR go together.", click.get_current_context())

@@ -8,7 +8,10 @@ import click
 
 from bitward import __version__
 
-COMMANDS = ("protect", "verify", "repair", "explain", "inspect", "diff", "keygen", "seal", "manifest", "inject", "drill", "agent", "diagnose")
+COMMANDS = (
+    *("protect", "verify", "repair", "explain", "inspect", "diff", "keygen", "seal", "manifest", "inject", "drill", "agent"),
+    *("trace", "diagnose"),
+)
 
 
 class LazyGroup(click.Group):

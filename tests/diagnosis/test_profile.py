@@ -1,0 +1,89 @@
+"""The self-referential search on a small model that has learned something: the bit comes back, and in a clean model nothing is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra 'diagnose' is not installed")
+
+from bitward_agent.diagnosis.calibration import calibration_text  # noqa: E402
+from bitward_agent.diagnosis.profile import Profile  # noqa: E402
+from bitward_agent.diagnosis.subject import load_subject  # noqa: E402
+from bitward_agent.diagnosis.tensor_bits import flip_in_place, value_of  # noqa: E402
+
+
+@pytest.fixture
+def search(tiny_llama: Path) -> Profile:
+    return Profile(load_subject(str(tiny_llama), calibration_text(None)))
+
+
+def state_of(search: Profile) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in search.parameters.items()}
+
+
+def largest(search: Profile, name: str) -> int:
+    return int(search.parameters[name].abs().argmax())
+
+
+def test_in_a_clean_model_nothing_is_found_and_nothing_is_changed(search: Profile) -> None:
+    before = state_of(search)
+    assert search.run() == []
+    assert all(torch.equal(one, before[name]) for name, one in search.parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "bit"),
+    [
+        pytest.param("model.layers.1.mlp.down_proj.weight", 10, id="a usual weight made large"),
+        pytest.param("model.embed_tokens.weight", 15, id="the sign of the largest embedding"),
+        pytest.param("model.layers.0.post_attention_layernorm.weight", 15, id="the sign of a norm"),
+        pytest.param("model.norm.weight", 9, id="the last norm, next to nothing"),
+    ],
+)
+def test_a_flip_that_harms_is_turned_back(search: Profile, name: str, bit: int) -> None:
+    parameter = search.parameters[name]
+    clean = float(search.held_out().mean())
+    before = state_of(search)
+    if bit == 10:
+        # An exponent of 0111 0xxx: bit 10 on makes it 2^8 times as large.
+        exponents = (parameter.view(torch.int16) >> 7) & 0xFF
+        element = int(torch.where((exponents & 0xF8) == 0x70, parameter.abs(), 0).argmax())
+    else:
+        element = largest(search, name)
+    right = value_of(parameter, element)
+    search.turn(name, element, bit)
+    wrong = value_of(parameter, element)
+    damaged = float(search.held_out().mean())
+    assert damaged > clean * 1.01, f"{right} to {wrong} does not harm"
+    found = search.run()
+    assert [(one.parameter, one.element, one.bit) for one in found] == [(name, element, bit)]
+    assert found[0].before == wrong
+    assert found[0].after == right
+    assert float(search.held_out().mean()) == clean
+    assert all(torch.equal(one, before[key]) for key, one in search.parameters.items())
+
+
+def test_three_faults_are_found_one_after_the_other(search: Profile) -> None:
+    clean = float(search.held_out().mean())
+    faults = {
+        (name, largest(search, name), 15)
+        for name in ("model.embed_tokens.weight", "model.layers.2.mlp.down_proj.weight", "model.layers.0.input_layernorm.weight")
+    }
+    for name, element, bit in faults:
+        flip_in_place(search.parameters[name], element, bit)
+    search = Profile(search.subject)
+    assert float(search.held_out().mean()) > clean * 1.02
+    found = {(one.parameter, one.element, one.bit) for one in search.run()}
+    assert faults & found
+    assert float(search.held_out().mean()) < clean * 1.01
+
+
+def test_a_search_that_is_told_to_stop_leaves_the_model_as_it_was(tiny_llama: Path) -> None:
+    search = Profile(load_subject(str(tiny_llama), calibration_text(None)), stop=lambda: True)
+    name = "model.norm.weight"
+    search.turn(name, largest(search, name), 15)
+    before = state_of(search)
+    assert search.run() == []
+    assert all(torch.equal(one, before[key]) for key, one in search.parameters.items())
