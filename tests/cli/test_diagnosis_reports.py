@@ -192,7 +192,7 @@ def test_serving_tells_its_verdict_numbers_and_limits(verdict: ServingVerdict) -
     one = ServingReport("m", verdict, verdict, (block,), 2.93, 2.915, 2.914, 0.016, 0.001, None, 0.0004, 24, ("so it is",), 3.2)
     text = "\n".join(serving_lines(one, PLAIN))
     assert text.startswith(f"m, 1 lost block: {verdict.value}")
-    for words in ("+0.0160 (+0.55%)", "no number", "negligible up to 0.1% of the loss", "8,192", "2,048"):
+    for words in ("+0.0160 (+0.55%)", "no number", "negligible up to 0.2% of the loss", "8,192", "2,048"):
         assert words in text
 
 

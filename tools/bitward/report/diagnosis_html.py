@@ -211,7 +211,7 @@ def _attempt_table(report: DiagnosisReport) -> list[str]:
             text(one.way, 40),
             f'{text(one.what)}<br><span class="soft">{text(one.words)}</span>',
             _changed_loss(one.loss_before, one.loss_after),
-            '<span class="kept">✓ kept</span>' if one in kept else "not kept",
+            '<span class="kept whole">✓ kept</span>' if one in kept else '<span class="whole">not kept</span>',
         )
         for one in report.attempts[:ROWS_LIMIT]
     ]
