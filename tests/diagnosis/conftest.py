@@ -15,7 +15,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory of 100,000 bf16 weights. Tests copy what they damage."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second thread, and lose all where threads must wait for a core
     return _tiny_models().train_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
