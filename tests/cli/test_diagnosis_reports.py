@@ -178,13 +178,21 @@ def test_the_terminal_tells_verdict_weight_and_what_next() -> None:
     assert "repaired copy: /models/new" in written
 
 
+def test_what_recovery_alone_found_is_not_told_as_bits() -> None:
+    recovered = replace(report(), unflips=())
+    lines = list(diagnosis_lines(recovered, PLAIN))
+    assert lines[1] == "  1 part of it can be recovered by other means."
+    assert not any("0 bits" in line for line in lines)
+    assert "1 part of it can be recovered by other means." in Page(diagnosis_html(recovered)).text
+
+
 @pytest.mark.parametrize("verdict", list(ServingVerdict))
 def test_serving_tells_its_verdict_numbers_and_limits(verdict: ServingVerdict) -> None:
     block = LostBlock("w", 1, 8192, 4096, 2048, 0.1, 1.0)
     one = ServingReport("m", verdict, verdict, (block,), 2.93, 2.915, 2.914, 0.016, 0.001, None, 0.0004, 24, ("so it is",), 3.2)
     text = "\n".join(serving_lines(one, PLAIN))
     assert text.startswith(f"m, 1 lost block: {verdict.value}")
-    for words in ("+0.0160 (+0.55%)", "no number", "negligible up to 0.1% of the loss", "8,192", "2,048"):
+    for words in ("+0.0160 (+0.55%)", "no number", "negligible up to 0.2% of the loss", "8,192", "2,048"):
         assert words in text
 
 

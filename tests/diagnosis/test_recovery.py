@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,26 @@ def test_a_shuffled_block_comes_back_from_the_older_checkpoint_and_not_from_the_
     assert kept.what == "model.layers.1 from older"
     assert {Path(one.donor).name: one.used for one in report.ranking} == {"older": True, "unlearned": False}
     assert held_out(subject) == pytest.approx(clean, rel=0.05)
+
+
+def test_a_donor_that_makes_the_model_sure_of_one_answer_is_left_out(subject: Subject, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "older", tmp_path / "stuck")
+    norm = "model.norm.weight"
+    place = open_donor(tmp_path / "stuck", subject).places[norm]
+    data = bytearray(Path(place.path).read_bytes())
+    data[place.offset : place.offset + 2 * 64] = bytes(2 * 64)  # with this gain the model says the same of everything
+    Path(place.path).write_bytes(data)
+
+    def garbled(parameters: dict[str, torch.nn.Parameter]) -> None:
+        parameters[norm].data.copy_(torch.randn(64, generator=torch.Generator().manual_seed(6)))
+
+    report = recovered(subject, garbled, [tmp_path / "stuck", models / "older"], Part(norm, (norm,)))
+    stuck, older = (next(one for one in report.ranking if Path(one.donor).name == name) for name in ("stuck", "older"))
+    assert stuck.mutual_information == pytest.approx(0.0, abs=1e-6)  # the trap
+    assert older.mutual_information is not None
+    assert older.mutual_information > 1e-5
+    assert (stuck.used, older.used) == (False, True)
+    assert next(one for one in report.attempts if one.accepted).what == f"{norm} from older"
 
 
 def test_nothing_is_changed_in_a_clean_model(subject: Subject, models: Path) -> None:

@@ -4,7 +4,8 @@ All act on the model in memory. The choosing batch picks the best of each way; w
 best of these is kept if it wins enough there. Nothing is written to files.
 
 Donors are ranked by the uncertainty of the model with their block in it (``uncertainty``), the surest first; each next one is averaged in
-as long as the merged model's loss falls. A model that another's block does not fit into is unsure, whatever the block is worth at home.
+as long as the merged model's loss falls. A model that another's block does not fit into is unsure, whatever the block is worth at home. A
+model that is broken outright may be sure of one and the same answer: donors with which the loss is far above the best are left out.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ LEAST_GAIN_SHARE = 0.003
 """A recovery must win this share of the held-out loss, as an un-flip must …"""
 LEAST_GAIN_Z = 2.5
 """… and so many standard errors of the mean difference by item."""
-NEAR_TIE_SHARE = LEAST_GAIN_SHARE
-"""Losses closer than this share are equal: then the way that changes less is taken."""
+LARGE_GAIN_SHARE = 0.05
+LARGE_GAIN_Z = 1.645
+"""Of a gain as large as this, 95 % of certainty is enough: an encoder's loss has few items, one for each pair of passages."""
+NEAR_TIE_SHARE = 0.01
+"""Losses closer than this share are equal, as another text would order them otherwise: then the way that changes less is taken."""
+
+_BROKEN_TIMES = 1.5
+"""A donor is left out if the model with its block has a loss of so many times that with the best donor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +138,12 @@ class Recovery:
         sums: dict[str, Tensor] = {}
         taken: list[tuple[Donor, float, float]] = []
         best = math.inf
+        limit = _BROKEN_TIMES * min((alone for _, _, alone in ranked), default=math.inf)
         for donor, unsure, alone in ranked:
             if self._stop():
                 break
+            if alone > limit:
+                continue
             values = {name: donated(donor, name, self.parameters[name]).double() for name in names}
             total = {name: values[name] + sums[name] if sums else values[name] for name in names}
             merged = _averaged(total, len(taken) + 1, self.parameters)
@@ -173,15 +183,17 @@ class Recovery:
             yield donor, unsure, loss
 
     def _best_option(self, options: Sequence[Option], trials: ChangeTrials) -> Option | None:
-        """The option of the least loss on the choosing batch."""
-        best, least = None, math.inf
+        """The option of the least loss on the choosing batch; of near ties the one that changes the fewest numbers."""
+        losses: list[float] = []
         for option in options:
             if self._stop():
                 break
-            loss = _number(mean_loss(trials.with_changes(option.changes)))
-            if loss < least:
-                best, least = option, loss
-        return best
+            losses.append(_number(mean_loss(trials.with_changes(option.changes))))
+        least = min(losses, default=math.inf)
+        if not math.isfinite(least):
+            return None
+        near = [option for option, loss in zip(options, losses, strict=False) if loss <= least * (1 + NEAR_TIE_SHARE)]
+        return min(near, key=lambda option: option.touched)
 
     def _keep_best(self, tried: Sequence[_Tried]) -> RecoveryReport:
         """Measure what was chosen on text that took no part in it, and keep the best for good."""
@@ -227,8 +239,10 @@ def wins(before: Tensor, after: Tensor) -> bool:
         return False
     if old is None:
         return True
-    z = gain_z(before, after)
-    return old - new >= LEAST_GAIN_SHARE * new and z is not None and z >= LEAST_GAIN_Z
+    z, share = gain_z(before, after), (old - new) / max(new, 1e-9)
+    if z is None:
+        return False
+    return (share >= LEAST_GAIN_SHARE and z >= LEAST_GAIN_Z) or (share >= LARGE_GAIN_SHARE and z >= LARGE_GAIN_Z)
 
 
 def _together(options_of: Sequence[Sequence[Option]]) -> list[Option]:

@@ -1,15 +1,14 @@
 """May a model be served whose sidecar says that blocks are lost, when nothing can restore them?
 
-What was lost is not known, but what it may have been is: values like those beside it. The model runs with a few dozen such contents, with
-neutral ones, with contents whose signs are the worst by the gradient, and as it is. What the right contents would give is estimated from
-these in two ways, of which the larger cost counts:
-
-- where the loss is a paraboloid about the right contents w, which are as far from the middle as a draw is, E L(drawn) − L(middle) is what
-  L(middle) − L(w) is, ½ tr(HΣ). Trained weights lie along the steeper directions, so this is too little for large ranges;
-- peers: what it costs to make other ranges of the same size neutral, elsewhere in the tensor or in its likes, whose contents are known.
+What was lost is not known, but what it may have been is: values like those beside it. The model runs with some such contents, with neutral
+ones, with contents whose signs are the worst by the gradient, and as it is. What the right contents would give is estimated by peers: what
+it costs to make other ranges of the same size neutral, elsewhere in the tensor or in its likes, whose contents are known. In four blocks
+of 4 KiB of SmolLM2 that was right within 0.2 % of the loss. Where there are no peers, the loss is taken for a paraboloid about the right
+contents w, which are as far from the middle as a draw is: then E L(drawn) − L(middle) is what L(middle) − L(w) is, ½ tr(HΣ). That is a
+worse guess: trained weights lie along the steeper directions, and a random embedding is worse than none.
 
 The verdict compares changes against that estimate with two shares of the loss (``serving_facts``): ``negligible`` needs a change of at most
-0.1 %, two standard errors included, and no contents tried that raise it by more than 2 %; ``degraded`` a change of at most 2 %.
+0.2 %, two standard errors included, and no contents tried that raise it by more than 2 %; ``degraded`` a change of at most 2 %.
 """
 
 from __future__ import annotations
@@ -134,16 +133,14 @@ def _run(
 
 def _cost(trial: _Trial) -> tuple[float | None, float | None]:
     """What the neutral contents cost against the right ones, and its standard error; ``None`` if nothing can be said."""
-    found = []
-    for losses in (trial.drawn, trial.peers):
-        numbers = [one - trial.neutral for one in losses if one is not None and trial.neutral is not None]
-        if len(numbers) > 1:
-            mean = sum(numbers) / len(numbers)
-            found.append((mean, math.sqrt(sum((one - mean) ** 2 for one in numbers) / (len(numbers) - 1) / len(numbers))))
-    if not found:
+    if trial.neutral is None:
         return None, None
-    cost, error = max(found)
-    return max(0.0, cost), error
+    for losses in (trial.peers, trial.drawn):
+        costs = [one - trial.neutral for one in losses if one is not None]
+        if len(costs) > 1:
+            mean = sum(costs) / len(costs)
+            return max(0.0, mean), math.sqrt(sum((one - mean) ** 2 for one in costs) / (len(costs) - 1) / len(costs))
+    return None, None
 
 
 def _unjudged(one: Damage) -> LostBlock:

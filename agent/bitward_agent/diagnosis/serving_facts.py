@@ -7,8 +7,9 @@ from enum import StrEnum
 from bitward_agent.findings import ExitCode
 from bitward_formats.frozen import dataclass
 
-NEGLIGIBLE_SHARE = 0.001
-"""A loss that rises by less than this share is what another rounding does; 3 nats per token by 0.003, the perplexity by 0.3 %."""
+NEGLIGIBLE_SHARE = 0.002
+"""A loss that rises by less than this share is lost in the noise of another rounding or another text; 3 nats per token by 0.006, the
+perplexity by 0.6 %."""
 DEGRADED_SHARE = 0.02
 """By more than this share of the loss nobody should be served: 3 nats per token by 0.06, the perplexity by 6 %, a smaller model's."""
 

@@ -92,7 +92,7 @@ def _head(report: DiagnosisReport) -> Iterator[str]:
     told = f"{confirmed:,} confirmed by the loss" if report.unflips else "nothing to turn back"
     facts.append(("Turned back", count(len(report.unflips), "bit"), told))
     facts.append(("Suspect", count(len(report.suspects), "place"), "bits and ranges that look damaged"))
-    facts.append(("Time", seconds(report.seconds), f"{sum(one.state is StepState.DONE for one in report.steps)} steps done"))
+    facts.append(("Time", seconds(report.seconds), f"{count(sum(one.state is StepState.DONE for one in report.steps), 'step')} done"))
     cells = "".join(f"<div><dt>{title}</dt><dd>{text(value)}<small>{text(small)}</small></dd></div>" for title, value, small in facts)
     yield f'<dl class="facts">{cells}</dl>'
     about = [f"Calibration: {text(report.calibration, 200)}"]
@@ -211,7 +211,7 @@ def _attempt_table(report: DiagnosisReport) -> list[str]:
             text(one.way, 40),
             f'{text(one.what)}<br><span class="soft">{text(one.words)}</span>',
             _changed_loss(one.loss_before, one.loss_after),
-            '<span class="kept">✓ kept</span>' if one in kept else "not kept",
+            '<span class="kept whole">✓ kept</span>' if one in kept else '<span class="whole">not kept</span>',
         )
         for one in report.attempts[:ROWS_LIMIT]
     ]

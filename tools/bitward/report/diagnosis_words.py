@@ -31,7 +31,9 @@ def verdict_reason(report: DiagnosisReport) -> str:
         case DiagnosisVerdict.CLEAN:
             return "Every step that was asked for was done, and none found anything."
         case DiagnosisVerdict.FAULT_FOUND:
-            return f"{count(len(report.unflips), 'bit')} should be turned back."
+            told = [f"{count(len(report.unflips), 'bit')} should be turned back"] if report.unflips else []
+            told += [f"{count(len(accepted(report)), 'part')} of it can be recovered by other means"] if accepted(report) else []
+            return f"{'; '.join(told) or 'Something is wrong'}."
         case DiagnosisVerdict.SUSPICIOUS:
             places = count(len(report.suspects), "place")
             return f"{places} {'looks' if len(report.suspects) == 1 else 'look'} damaged, and no single bit explains it."

@@ -84,7 +84,7 @@ section{margin-top:2.6rem}
 .is-warn{color:var(--warn);background:var(--warn-ground)}.verdict span{color:var(--ink)}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;margin:1.1rem 0 0;padding:0}
 .facts div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
-.facts dt{color:var(--soft);font-size:.85rem}.facts dd{margin:.1rem 0 0;font-size:1.05rem;white-space:nowrap;
+.facts dt{color:var(--soft);font-size:.85rem}.facts dd{margin:.1rem 0 0;font-size:1.05rem;
 font-variant-numeric:tabular-nums}
 .facts small{display:block;white-space:normal;color:var(--soft);font-size:.82rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
