@@ -30,7 +30,7 @@ _TINY_OCTAVES = 4.0
 """A weight this many octaves below what is usual at its place may have been shrunk by a flip."""
 _SMALL_OCTAVES = 1.5
 """The same in norms and biases, whose values lie close together."""
-_USUAL_OCTAVES = (-3.0, 3.0)
+_USUAL_OCTAVES = (-3.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
     slopes = part.slope[elements].cpu()
     scale = part.scale(elements, floats.abs())
     whole = elements.cpu() + part.first
-    now = part.prior.log_prior(floats.abs(), scale) + part.prior.recurrence_nats(whole, values)
+    now = part.prior.log_prior(floats.abs(), scale, present=True) + part.prior.recurrence_nats(whole, values)
     options = []
     for bit in form.exponent:
         changed = flipped(values, bit)

@@ -121,7 +121,26 @@ class Profile:
         return best
 
     def _candidate(self, bit: Bit) -> Candidate:
-        return Candidate(*bit, "other", 0.0, 0.0)
+        name, element, number = bit
+        return Candidate(name, element, number, "other", 0.0, self._likelier(name, element, (number,))[0])
+
+    def _usual(self, name: str, element: int) -> float:
+        """The usual magnitude at a place."""
+        prior = self.prior_of(name)
+        place, columns = torch.tensor([element]), prior.column_sums.numel()
+        magnitude = element_view(self.parameters[name], element).cpu().float().abs()
+        return float(prior.scale(torch.div(place, columns, rounding_mode="floor"), place % columns, magnitude))
+
+    def _likelier(self, name: str, element: int, bits: Sequence[int]) -> list[float]:
+        """For each bit how much likelier, in nats, its turning makes the weight for its place."""
+        prior = self.prior_of(name)
+        place = torch.tensor([element])
+        value = element_view(self.parameters[name], element).cpu()
+        columns = prior.column_sums.numel()
+        scale = prior.scale(torch.div(place, columns, rounding_mode="floor"), place % columns, value.float().abs())
+        now = prior.log_prior(value.float().abs(), scale, present=True) + prior.recurrence_nats(place, value)
+        options = [flipped(value, bit) for bit in bits]
+        return [float(prior.log_prior(one.float().abs(), scale) + prior.recurrence_nats(place, one) - now) for one in options]
 
     def _sieve(self, candidates: list[Candidate]) -> list[Candidate]:
         """Those that win something on a small part of the text, the best of them."""
@@ -140,22 +159,16 @@ class Profile:
     def _bits_of(self, weight: tuple[str, int], trials: Trials) -> list[Candidate]:
         """Every bit of a weight that matters and makes no absurd value of it; ``gain`` is the sum over all items, in nats."""
         name, element = weight
-        parameter = self.parameters[name]
-        prior = self.prior_of(name)
-        value = element_view(parameter, element).cpu()
-        columns = prior.column_sums.numel()
-        scale = prior.scale(torch.tensor([element // columns]), torch.tensor([element % columns]), value.float().abs())
-        place = torch.tensor([element])
-        now = float(prior.log_prior(value.float().abs(), scale) + prior.recurrence_nats(place, value))
+        value = element_view(self.parameters[name], element).cpu()
+        bits = FORMS[value.dtype].weighty
+        usual = self._usual(name, element)
         listed: list[Candidate] = []
         negligible: float | None = None
-        for bit in FORMS[parameter.dtype].weighty:
-            option = flipped(value, bit)
-            changed = option.float()
-            likelier = float(prior.log_prior(changed.abs(), scale) + prior.recurrence_nats(place, option)) - now
+        for bit, likelier in zip(bits, self._likelier(name, element, bits), strict=True):
+            changed = flipped(value, bit).float()
             if not bool(changed.isfinite()) or likelier < _LEAST_PRIOR_NATS:
                 continue
-            is_negligible = bool(changed.abs() < scale * _NEGLIGIBLE)
+            is_negligible = float(changed.abs()) < usual * _NEGLIGIBLE
             if is_negligible and negligible is not None:
                 gain = negligible  # next to zero: the model cannot tell it from the one that was tried
             else:

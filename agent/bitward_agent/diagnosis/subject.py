@@ -17,6 +17,7 @@ from bitward_agent.diagnosis.calibration import rows_of_tokens
 from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, passage_loss
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.inspection import inspect_file
+from bitward_agent.io import resolve
 
 CHOOSING_TOKENS = 256
 """Tokens that faults are looked for with; the rest of the text confirms what was found."""
@@ -162,7 +163,11 @@ def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:
 def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: torch.device) -> list[TokenBatch]:
     """Token batches of about ``CHOOSING_TOKENS`` each; encoders get more and shorter rows, as their items are rows."""
     row_tokens = _PASSAGE_TOKENS if loss is passage_loss else _ROW_TOKENS
-    rows = torch.tensor(rows_of_tokens(tokens, row_tokens, 1 << 16), dtype=torch.int64, device=device)
+    cut = rows_of_tokens(tokens, row_tokens, 1 << 16)
+    if loss is passage_loss and len(tokens) > 2 * row_tokens:
+        # The same text cut elsewhere: few passages make a noisy loss.
+        cut = cut[: len(cut) // 2 * 2] + rows_of_tokens(tokens[row_tokens // 2 :], row_tokens, 1 << 16)
+    rows = torch.tensor(cut, dtype=torch.int64, device=device)
     per_batch = _PASSAGES if loss is passage_loss else max(1, CHOOSING_TOKENS // row_tokens)
     batches = []
     for low in range(0, len(rows), per_batch):
@@ -182,7 +187,7 @@ def _places(model: nn.Module, files: Sequence[str]) -> dict[str, Place]:
     """Where each parameter's bytes lie, for those whose name, shape, element type and first bytes agree with a tensor of the files."""
     found: dict[str, tuple[Place, tuple[int, ...]]] = {}
     for path in files:
-        for span in inspect_file(path).spans:
+        for span in inspect_file(resolve(path)).spans:
             if span.tensor is not None:
                 found[span.tensor] = (Place(path, span.tensor, span.dtype, span.offset), tuple(span.shape))
     prefix = getattr(model, "base_model_prefix", "")

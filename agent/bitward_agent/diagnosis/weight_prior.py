@@ -69,11 +69,15 @@ class WeightPrior:
         overall = max(self.total / (rows * columns), 1e-30)
         return torch.outer(self.row_sums[low:high] / columns / overall, self.column_sums / rows).clamp(min=1e-30)
 
-    def log_prior(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
-        """Nats, for magnitudes at places whose usual magnitude is ``scale``; not comparable between tensors of other sizes."""
+    def log_prior(self, magnitudes: Tensor, scale: Tensor, *, present: bool = False) -> Tensor:
+        """Nats, for magnitudes at places whose usual magnitude is ``scale``; not comparable between tensors of other sizes.
+
+        ``present``: the magnitudes stand in the tensor now, so that each is counted without itself.
+        """
         octaves = torch.log2(magnitudes.clamp(min=1e-38) / scale)
         at = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).nan_to_num(0.0).clamp(0, _BINS - 1)
-        prior = torch.where(magnitudes == 0, self._log_zero_share, self._log_share[at.long()])
+        shares = self._log_share_without_one if present else self._log_share
+        prior = torch.where(magnitudes == 0, self._log_zero_share, shares[at.long()])
         return torch.where(magnitudes.isfinite(), prior, torch.full_like(prior, _FLOOR_NATS))
 
     def recurrence_nats(self, elements: Tensor, values: Tensor) -> Tensor:
@@ -112,7 +116,15 @@ class WeightPrior:
         kept = part > 0
         at = ((torch.log2(part[kept] / scale[kept]) - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).clamp(0, _BINS - 1).long()
         self._log_zero_share = math.log((float((~kept).sum()) + 0.5) / (kept.numel() + 1))
-        return _smoothed(torch.bincount(at, minlength=_BINS).float())
+        counts = torch.bincount(at, minlength=_BINS).float()
+        alone = torch.nonzero(counts == 1).view(-1).tolist()
+        log_share = _smoothed(counts)
+        self._log_share_without_one = log_share.clone()
+        for bin_alone in alone:
+            others = counts.clone()
+            others[bin_alone] = 0
+            self._log_share_without_one[bin_alone] = _smoothed(others)[bin_alone]
+        return log_share
 
 
 def _smoothed(counts: Tensor) -> Tensor:
