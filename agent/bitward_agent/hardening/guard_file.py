@@ -10,7 +10,7 @@ from typing import Any
 
 from bitward_agent.durable import atomic_file
 from bitward_agent.errors import BitwardError
-from bitward_agent.hardening.exponent_guard import FileGuard, TensorGuard
+from bitward_agent.hardening.exponent_guard import EXCEPTIONS_LIMIT, FileGuard, Range, TensorGuard
 from bitward_agent.hardening.float_tensors import GUARDED_TYPES
 from bitward_agent.io import OpenFile
 
@@ -18,6 +18,7 @@ NAME = "bitward.guard.json"
 SCHEMA = "bitward.guard/1"
 LIMIT_BYTES = 64 << 20
 """A guard takes some 150 bytes a tensor: room for 400,000 of them."""
+_FIELDS = ["dtype", "elements", "top_exponent_bit", "exceptions", "range", "range_with_exceptions"]
 _FILES_LIMIT = 10_000
 _TENSORS_LIMIT = 400_000
 _ELEMENTS_LIMIT = 1 << 48
@@ -33,11 +34,15 @@ def write_guards(path: str, guards: Sequence[FileGuard]) -> None:
     Raises:
         WriteError: It cannot be written.
     """
-    files = {guard.file: {one.name: [one.dtype, one.elements, one.top_bit, one.lowest, one.highest] for one in guard.tensors} for guard in guards}
-    document = {"schema": SCHEMA, "fields": ["dtype", "elements", "top_exponent_bit", "lowest", "highest"], "files": files}
-    text = json.dumps(document, ensure_ascii=True, allow_nan=False, indent=1)
+    files = {guard.file: {one.name: _fields_of(one) for one in guard.tensors} for guard in guards}
+    text = json.dumps({"schema": SCHEMA, "fields": _FIELDS, "files": files}, ensure_ascii=True, allow_nan=False)
     with atomic_file(path) as file:
         file.write_all(text.encode("ascii"), 0)
+
+
+def _fields_of(one: TensorGuard) -> list[object]:
+    ranges = [[within.lowest, within.highest] for within in (one.usual, one.whole)]
+    return [one.dtype, one.elements, one.top_bit, list(one.exceptions), *ranges]
 
 
 def read_guards(path: str) -> tuple[FileGuard, ...]:
@@ -88,25 +93,37 @@ def _check_name(path: str, name: str) -> None:
 
 def _tensor(path: str, name: str, fields: Any) -> TensorGuard:
     where = f"{path}: tensor {name!r}"
-    if not isinstance(fields, list) or len(fields) != 5:
-        raise GuardFileError(f"{where}: five fields are needed")
-    dtype, elements, top_bit, lowest, highest = fields
+    if not isinstance(fields, list) or len(fields) != len(_FIELDS):
+        raise GuardFileError(f"{where}: {len(_FIELDS)} fields are needed")
+    dtype, elements, top_bit, exceptions, usual, whole = fields
     if not isinstance(dtype, str) or dtype not in GUARDED_TYPES:
         raise GuardFileError(f"{where}: no guarded type {str(dtype)[:40]!r}")
     if type(elements) is not int or not 0 < elements <= _ELEMENTS_LIMIT:
         raise GuardFileError(f"{where}: an impossible number of elements")
     if top_bit is not None and (type(top_bit) is not int or top_bit not in (0, 1)):
         raise GuardFileError(f"{where}: the bit must be 0, 1 or null")
-    if type(lowest) not in (int, float) or type(highest) not in (int, float):
-        raise GuardFileError(f"{where}: the range must be two numbers")
+    if not isinstance(exceptions, list) or len(exceptions) > EXCEPTIONS_LIMIT:
+        raise GuardFileError(f"{where}: the exceptions must be a list of at most {EXCEPTIONS_LIMIT:,}")
+    previous = -1
+    for place in exceptions:
+        if type(place) is not int or not previous < place < elements:
+            raise GuardFileError(f"{where}: the exceptions must be ascending numbers of its elements")
+        previous = place
+    ranges = [_range(where, one, dtype) for one in (usual, whole)]
+    return TensorGuard(name, dtype, elements, top_bit, tuple(exceptions), *ranges)
+
+
+def _range(where: str, value: Any, dtype: str) -> Range:
+    if not isinstance(value, list) or len(value) != 2 or any(type(one) not in (int, float) for one in value):
+        raise GuardFileError(f"{where}: a range must be two numbers")
     try:
-        low, high = float(lowest), float(highest)
+        low, high = float(value[0]), float(value[1])
     except OverflowError as error:
         raise GuardFileError(f"{where}: the range is too large for any float") from error
     largest = _LARGEST[dtype]
     if not (math.isfinite(low) and math.isfinite(high) and -largest <= low <= high <= largest):
         raise GuardFileError(f"{where}: no range of {dtype}: {low} to {high}")
-    return TensorGuard(name, dtype, elements, top_bit, low, high)
+    return Range(low, high)
 
 
 _LARGEST = {"F64": 1.7976931348623157e308, "F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}

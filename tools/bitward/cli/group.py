@@ -8,7 +8,22 @@ import click
 
 from bitward import __version__
 
-COMMANDS = ("protect", "verify", "repair", "explain", "inspect", "diff", "keygen", "seal", "manifest", "inject", "drill", "agent")
+COMMANDS = (
+    "protect",
+    "verify",
+    "repair",
+    "explain",
+    "inspect",
+    "diff",
+    "keygen",
+    "seal",
+    "manifest",
+    "inject",
+    "drill",
+    "harden",
+    "campaign",
+    "agent",
+)
 
 
 class LazyGroup(click.Group):
