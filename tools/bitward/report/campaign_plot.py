@@ -96,7 +96,7 @@ def _grid(report: CampaignReport, axis: _Axis) -> list[str]:
     for value in axis.ticks():
         y = axis.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        shown = f"{value:.1e}" if value >= 1e5 else metric_text(value, report.metric)
+        shown = f"{100 * value:.0f} %" if report.metric == "accuracy" else f"{value:.2g}" if value >= 1000 else f"{value:.3g}"
         parts.append(f'<text class="dim" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(shown)}</text>')
     y = axis.y(report.clean)
     return [*parts, f'<line class="clean" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>']
@@ -115,8 +115,10 @@ def _level_label(level: tuple[str, float], x: float) -> str:
 
 def _line(report: CampaignReport, axis: _Axis, defence: str, cells: Sequence[tuple[float, CampaignCell]]) -> list[str]:
     colour = f"var(--{defence})"
-    points = " ".join(f"{x:.1f},{axis.y(cell.median):.1f}" for x, cell in cells)
-    parts = [f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>']
+    parts = []
+    for fault in dict.fromkeys(cell.fault for _, cell in cells):  # amounts of different kinds are no continuation of each other
+        points = " ".join(f"{x:.1f},{axis.y(cell.median):.1f}" for x, cell in cells if cell.fault == fault)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for x, cell in cells:
         if cell.lowest is not None and cell.highest is not None and cell.trials > 1:
             low, high = axis.y(cell.lowest), axis.y(None if cell.not_finite and axis.logarithmic else cell.highest)
