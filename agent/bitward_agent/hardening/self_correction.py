@@ -29,7 +29,7 @@ STEPS_LIMIT = 1_000_000
 _JUDGING_SEEDS = 3
 _TASK_ALLOWANCE = 1.01
 """The task's own loss may rise by so much; else the fine-tuning is not accepted."""
-_LEARNING_RATES = {"lora": 1e-3, "full": 1e-5}
+_LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from bitward.cli.view import View
 @click.option("--way", type=click.Choice(["lora", "full"]), default="lora", show_default=True, help="What is fine-tuned.")
 @click.option("--rate", type=float, default=0.001, show_default=True, metavar="P", help="Share of weights that a step of it hurts.")
 @click.option("--rank", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N", help="Rank of the low-rank additions.")
-@click.option("--learning-rate", type=float, default=0.0, metavar="X", help="Instead of the usual 1e-3 (lora) or 1e-5 (full).")
+@click.option("--learning-rate", type=float, default=0.0, metavar="X", help="Instead of the usual 1e-4 (lora) or 1e-5 (full).")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="S", help="The same seed trains the same.")
 @click.option("--calibration", metavar="TEXT", help="UTF-8 text to fine-tune on, instead of the built-in one.")
 @click.option("--apply-guard", is_flag=True, help="Instead: apply the guard beside MODEL to a copy of it, after damage.")
