@@ -1,4 +1,4 @@
-"""FlipGuard's table on models that install from PyPI: 0.1, 1, 5 and 10 % of all parameters with a flipped bit, and what each defence leaves.
+"""FlipGuard's table on models from PyPI: 0.1, 1, 5 and 10 % of all parameters with a flipped bit, and what each defence leaves.
 
     python tests/bench/flipguard_table.py CACHE --perplexity MODEL_DIR [--accuracy MODEL_DIR] [--trials N] [--rates …] [--json FILE]
 
@@ -98,9 +98,9 @@ def shown(report: CampaignReport) -> list[str]:
             return f"{100 * value:.2f} %"
         return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
     defences = list(dict.fromkeys(cell.defence for cell in report.cells))
+    what = f"{report.metric} of {report.architecture}, {report.parameters:,} parameters, {report.items:,} items"
     lines = [
-        f"{report.metric} of {report.architecture}, {report.parameters:,} parameters, {report.items:,} items; clean: {number(report.clean)}; "
-        f"the paper's at its fault model: {PAPER[report.metric]}",
+        f"{what}; clean: {number(report.clean)}; the paper's at its fault model: {PAPER[report.metric]}",
         "",
         "| parameters with a flipped bit | " + " | ".join(defences) + " | bits left wrong by strong |",
         "|---|" + "---|" * (len(defences) + 1),
@@ -137,7 +137,8 @@ def main() -> None:
     measures = []
     if given.accuracy:
         texts = movie_snippets(snippets, given.snippets)
-        measures.append((given.accuracy, lambda: LabelledMeasure(given.accuracy, texts, calibration_text(None), text_name="movie snippets")))
+        own = calibration_text(None)
+        measures.append((given.accuracy, lambda: LabelledMeasure(given.accuracy, texts, own, text_name="movie snippets")))
     if given.perplexity:
         text = wikipedia_text(gensim)
         measures.append((given.perplexity, lambda: ModelMeasure(given.perplexity, text, text_name="Wikipedia", max_tokens=TEXT_TOKENS)))

@@ -32,6 +32,13 @@ OPTIONS = {
     "manifest import": {"--signature", "--preset", "--hash", "--sidecar-dir"},
     "inject": {"--flips", "--rate", "--lanes", "--burst", "--zero", "--seed", "--keep-mtime"},
     "drill": {"--seed"},
+    "harden": {
+        "--output", "--finetune", "--way", "--rate", "--rank", "--learning-rate", "--seed", "--calibration", "--apply-guard", "--preset",
+    },  # fmt: skip
+    "campaign": {
+        "--rate", "--ber", "--targeted", "--defence", "--component", "--trials", "--seed", "--metric", "--calibration", "--labels",
+        "--max-tokens", "--svg", "--html",
+    },  # fmt: skip
     "agent run": {"--config"},
     "agent check-config": {"--config"},
     "agent status": {"--config"},

@@ -132,13 +132,13 @@ def test_self_correction_brings_the_hurt_model_nearer_to_itself(tiny: Path) -> N
     subject = load_subject(str(tiny), calibration_text(None))
     before = {name: one.detach().clone() for name, one in subject.model.named_parameters()}
     seen: list[float] = []
-    tuned = tune(subject, TuningRequest(30, "full", 0.01), lambda _, loss: seen.append(loss))
+    tuned = tune(subject, TuningRequest(30, "lora", 0.1, learning_rate=1e-3), lambda _, loss: seen.append(loss))
     assert len(seen) == 30
     assert tuned.report.accepted
     assert tuned.report.divergence_after < tuned.report.divergence_before
     assert tuned.report.changed_elements > 0
     assert all(torch.equal(before[name], one) for name, one in subject.model.named_parameters()), "the model itself stays as it is"
-    again = tune(subject, TuningRequest(30, "full", 0.01))
+    again = tune(subject, TuningRequest(30, "lora", 0.1, learning_rate=1e-3))
     assert again.report == tuned.report
 
 

@@ -20,7 +20,7 @@ from bitward_formats.frozen import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CampaignOrder:
-    """What a user asks. ``rates`` are shares of parameters, ``bers`` of bits, ``targeted`` numbers of bits; paths are ``None`` if not given."""
+    """What a user asks. ``rates`` are shares of parameters, ``bers`` of bits, ``targeted`` numbers of bits. Paths may be ``None``."""
 
     model: str
     rates: tuple[float, ...] = ()

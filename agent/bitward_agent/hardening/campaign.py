@@ -161,7 +161,8 @@ class _Runner:
         count = int(level.amount)
         chosen = self._request.targets[trial * count : (trial + 1) * count]
         if len(chosen) < count:
-            raise InputError(f"only {len(self._request.targets):,} bits were found whose flip should raise the loss: ask for fewer, or fewer trials")
+            found = f"only {len(self._request.targets):,} bits were found whose flip should raise the loss"
+            raise InputError(f"{found}: ask for fewer, or fewer trials")
         return chosen
 
 

@@ -22,8 +22,8 @@ Values = npt.NDArray[np.floating]
 
 _AT_ONCE = 1 << 21
 """Elements in one piece: with what is made of them, a few arrays of 8 to 16 MB."""
-_UNSIGNED = {16: np.dtype("<u2"), 32: np.dtype("<u4"), 64: np.dtype("<u8")}
-_FLOATS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {16: np.dtype("<u2"), 32: np.dtype("<u4"), 64: np.dtype("<u8")}
+_FLOATS: dict[str, np.dtype[np.floating]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 GUARDED_TYPES = ("F64", "F32", "F16", "BF16")
 """Element types by the labels of layouts."""
 

@@ -25,7 +25,8 @@ class Classifier:
     def scores(self, features: Array) -> Array:
         """Log-odds of class 1 for features [rows, features]; NaN where a feature is not finite."""
         with np.errstate(invalid="ignore", over="ignore"):
-            return (features - self.mean) / self.scale @ self.weights[:-1] + self.weights[-1]
+            scores: Array = (features - self.mean) / self.scale @ self.weights[:-1] + self.weights[-1]
+            return scores
 
     def accuracy(self, features: Array, labels: npt.NDArray[np.bool_]) -> float:
         """The share of rows whose class is right. A score that is no number counts as class 0, as an argmax would have it."""

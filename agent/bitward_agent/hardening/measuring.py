@@ -58,7 +58,8 @@ class ModelMeasure:
     @property
     def items(self) -> int:
         """Tokens of the text, or passages for encoders."""
-        return sum(batch.labels.shape[0] if self.subject.loss is passage_loss else batch.labels.numel() for batch in self._batches)
+        by_rows = self.subject.loss is passage_loss
+        return sum(batch.rows if by_rows else int(batch.labels.numel()) for batch in self._batches)
 
     def value_of(self, files: Sequence[str]) -> float:
         """The metric with the weights of these files, which stand for ``self.files`` in the same order."""

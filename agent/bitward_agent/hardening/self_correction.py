@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -186,20 +186,11 @@ class _Tuning:
 
     @torch.no_grad()
     def _task_loss(self, weights: Mapping[str, Tensor]) -> float:
-        model = _WithWeights(self._subject.model, weights)
-        return float(self._subject.loss(model, self._judged).float().mean())
+        def model(**inputs: Any) -> Any:
+            """As the losses call a model."""
+            return functional_call(self._subject.model, dict(weights), (), inputs)
 
-
-class _WithWeights(nn.Module):
-    """A model as a loss sees it, with some weights exchanged."""
-
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._call = lambda *arguments, **keywords: functional_call(model, dict(weights), arguments, keywords)
-
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        """What the model gives."""
-        return self._call(*arguments, **keywords)
+        return float(self._subject.loss(cast(nn.Module, model), self._judged).float().mean())
 
 
 def with_flips(weight: Tensor, rate: float, generator: torch.Generator) -> Tensor:

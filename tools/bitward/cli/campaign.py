@@ -33,7 +33,7 @@ def _ended_in_good_order() -> Iterator[None]:
 
 @click.command("campaign", short_help="Flip bits of a copy of a model, and compare what defences leave.")
 @click.argument("model", metavar="MODEL")
-@click.option("--rate", "rates", type=float, multiple=True, metavar="P", help="Share of parameters that get one flipped bit; again for more.")
+@click.option("--rate", "rates", type=float, multiple=True, metavar="P", help="Share of parameters with a flipped bit; may be given again.")
 @click.option("--ber", "bers", type=float, multiple=True, metavar="P", help="Bit-error rate: share of all bits that are flipped.")
 @click.option("--targeted", type=click.IntRange(1), multiple=True, metavar="N", help="The N flips that should raise the loss most.")
 @click.option("--defence", "defences", type=click.Choice(_DEFENCES), multiple=True, help="What to compare; all, unless given.")

@@ -50,7 +50,8 @@ def _parts(report: CampaignReport) -> Iterator[str]:
                 span = f"{metric_text(cell.lowest, report.metric)} to {metric_text(cell.highest, report.metric)}"
             yield f"<tr><td>{escape(amount_text(*level))}</td><td>{escape(cell.defence)}</td>"
             yield f'<td class="n">{metric_text(cell.median, report.metric)}</td><td class="n">{span}</td>'
-            yield f'<td class="n">{cell.not_finite} of {cell.trials}</td><td class="n">{cell.flips:,}</td><td class="n">{cell.wrong_bits:,}</td></tr>'
+            yield f'<td class="n">{cell.not_finite} of {cell.trials}</td>'
+            yield f'<td class="n">{cell.flips:,}</td><td class="n">{cell.wrong_bits:,}</td></tr>'
     yield "</tbody></table></div><ul>"
     for defence in dict.fromkeys(cell.defence for cell in report.cells):
         yield f"<li><b>{escape(defence)}</b>: {escape(_DEFENCES.get(defence, ''))}</li>"

@@ -1,6 +1,6 @@
-"""The plot of a campaign: the metric over the amount of damage, a line for each defence. SVG by hand: no library, no script, no font.
+"""The plot of a campaign: the metric over the amount of damage, a line for each defence. SVG by hand: no library, script or font.
 
-Colours follow the reader's light or dark setting. Perplexity is drawn on a logarithmic axis; values that are not finite lie on the top edge.
+Colours follow the reader's light or dark setting. Perplexity has a logarithmic axis; values that are not finite lie on its top edge.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def campaign_svg(report: CampaignReport) -> str:
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(levels))
     centres = {level: _LEFT + step * (number + 0.5) for number, level in enumerate(levels)}
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}"',
+        f' width="{_WIDTH}" height="{_HEIGHT}" role="img">',
         f"<title>{escape(f'{report.metric} after faults, by defence')}</title>",
         f'<style>{STYLE}</style><rect width="100%" height="100%" fill="var(--paper)"/>',
         f'<text x="{_LEFT}" y="24">{escape(_title(report))}</text>',

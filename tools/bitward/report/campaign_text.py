@@ -33,9 +33,8 @@ def trial_line(result: TrialResult, metric: str, style: Style) -> str:
     """What a defence left in one trial."""
     left = "every bit right" if not result.wrong_bits else f"{count(result.wrong_bits, 'bit')} wrong"
     value = metric_text(result.value, metric)
-    return style.dim(
-        f"  {amount_text(result.fault, result.amount)}, trial {result.trial + 1}, {result.defence}: {value}, {left} ({seconds(result.seconds)})"
-    )
+    which = f"{amount_text(result.fault, result.amount)}, trial {result.trial + 1}, {result.defence}"
+    return style.dim(f"  {which}: {value}, {left} ({seconds(result.seconds)})")
 
 
 def levels_of(report: CampaignReport) -> list[tuple[str, float]]:
@@ -52,7 +51,8 @@ def campaign_lines(report: CampaignReport, style: Style) -> Iterator[str]:
     """The table."""
     metric = report.metric
     yield ""
-    yield f"{style.strong(printable(report.model))}: {metric} {metric_text(report.clean, metric)} on {printable(report.text)}, {count(report.items, 'item')}"
+    where = f"on {printable(report.text)}, {count(report.items, 'item')}"
+    yield f"{style.strong(printable(report.model))}: {metric} {metric_text(report.clean, metric)} {where}"
     yield f"  {count(report.parameters, 'parameter')} in {count(report.tensors, 'tensor')} could be hit; seed {report.seed}"
     yield ""
     head = ("fault", "defence", metric, "range", "not finite", "bits flipped", "bits wrong")

@@ -34,7 +34,8 @@ def harden_lines(report: HardenReport, style: Style) -> Iterator[str]:
         done = f"{count(one.masked, 'top exponent bit')} set back, {count(one.clipped, 'value')} clipped"
         yield f"  {printable(one.file)}: {done}"
         if one.missing:
-            yield style.warn(f"    {count(len(one.missing), 'tensor')} of the guard not there as they were, such as {printable(one.missing[0])}")
+            missing = f"{count(len(one.missing), 'tensor')} of the guard not there as they were"
+            yield style.warn(f"    {missing}, such as {printable(one.missing[0])}")
     for finding in report.findings:
         yield style.warn(f"  {finding}")
     yield from (f"  {note}" for note in report.notes)
