@@ -23,10 +23,13 @@ from bitward.report.document import document
 from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.objectives import causal_loss
 from bitward_agent.diagnosis.subject import load_subject
+from bitward_agent.diagnosis.tensor_bits import flip_in_place
 from bitward_agent.errors import InputError
+from bitward_agent.hardening import exponent_guard
 from bitward_agent.hardening.campaign import CampaignRequest, run_campaign
 from bitward_agent.hardening.defences import Defence
 from bitward_agent.hardening.faults import Component, FaultKind, FaultLevel
+from bitward_agent.hardening.guard_module import apply_to_module
 from bitward_agent.hardening.logistic import fit
 from bitward_agent.hardening.measuring import ModelMeasure
 from bitward_agent.hardening.self_correction import TuningRequest, tune, with_flips
@@ -160,6 +163,20 @@ def test_flips_in_training_are_those_that_a_guard_leaves(dtype: torch.dtype) -> 
     hurt.float().sum().backward()
     assert weight.grad is not None
     assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+def test_a_module_in_memory_is_guarded_too(tiny: Path) -> None:
+    guards = [exponent_guard.measure(str(tiny / "model.safetensors"), "model.safetensors")]
+    subject = load_subject(str(tiny), calibration_text(None))
+    parameters = dict(subject.model.named_parameters())
+    before = {name: one.detach().clone() for name, one in parameters.items()}
+    done = apply_to_module(subject.model, guards)
+    assert (done.masked, done.clipped, done.missing) == (0, 0, ())
+    flip_in_place(parameters["model.layers.1.mlp.up_proj.weight"], 77, 30)
+    flip_in_place(parameters["lm_head.weight"], 5, 30)
+    assert apply_to_module(subject.model, guards).masked == 2
+    assert all(torch.equal(before[name], one) for name, one in parameters.items())
+    assert set(apply_to_module(torch.nn.Linear(2, 2), guards).missing) == {one.name for one in guards[0].tensors}
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss(measure: ModelMeasure) -> None:

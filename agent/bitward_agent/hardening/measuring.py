@@ -64,7 +64,8 @@ class ModelMeasure:
     def value_of(self, files: Sequence[str]) -> float:
         """The metric with the weights of these files, which stand for ``self.files`` in the same order."""
         exchange_weights(self.subject, files)
-        return self.value()
+        value: float = self.value()
+        return value
 
     @torch.no_grad()
     def value(self) -> float:
