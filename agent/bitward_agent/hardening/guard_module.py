@@ -15,7 +15,6 @@ from bitward_agent.hardening.float_tensors import unsigned_type
 _AT_ONCE = 1 << 21
 
 
-@torch.no_grad()
 def apply_to_module(module: nn.Module, guards: Sequence[FileGuard]) -> GuardedFile:
     """Guard the parameters whose name, type and size a guard knows; the others stay as they are. Parameters may be on any device.
 
@@ -43,5 +42,5 @@ def apply_to_module(module: nn.Module, guards: Sequence[FileGuard]) -> GuardedFi
                 piece.view(integer).copy_(torch.from_numpy(new.view(bits.dtype.str.replace("u", "i"))))
                 masked, clipped, changed = masked + masked_here, clipped + clipped_here, True
         if changed:
-            parameter.copy_(flat.view(parameter.shape))
+            parameter.data.copy_(flat.view(parameter.shape))
     return GuardedFile("", masked, clipped, tuple(missing))

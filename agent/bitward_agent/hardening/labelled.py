@@ -105,16 +105,16 @@ class LabelledMeasure:
         exchange_weights(self.subject, files)
         return self._classifier.accuracy(self._embeddings(self._tested), np.array([one.label for one in self._tested]))
 
-    @torch.no_grad()
     def _embeddings(self, texts: Sequence[LabelledText]) -> Array:
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number].text))
-        parts = []
-        for low in range(0, len(order), _BATCH_ROWS):
-            words = [texts[number].text for number in order[low : low + _BATCH_ROWS]]
-            made = self._tokenizer(words, padding=True, truncation=True, max_length=_LONGEST_TOKENS, return_tensors="pt")
-            batch = TokenBatch({"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}, made["input_ids"])
-            parts.append(pooled_states(self.subject, batch).double().numpy())
-        rows = np.concatenate(parts)
-        ordered = np.empty_like(rows)
-        ordered[order] = rows
-        return ordered
+        with torch.no_grad():
+            order = sorted(range(len(texts)), key=lambda number: len(texts[number].text))
+            parts = []
+            for low in range(0, len(order), _BATCH_ROWS):
+                words = [texts[number].text for number in order[low : low + _BATCH_ROWS]]
+                made = self._tokenizer(words, padding=True, truncation=True, max_length=_LONGEST_TOKENS, return_tensors="pt")
+                batch = TokenBatch({"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}, made["input_ids"])
+                parts.append(pooled_states(self.subject, batch).double().numpy())
+            rows = np.concatenate(parts)
+            ordered = np.empty_like(rows)
+            ordered[order] = rows
+            return ordered

@@ -67,15 +67,15 @@ class ModelMeasure:
         value: float = self.value()
         return value
 
-    @torch.no_grad()
     def value(self) -> float:
         """The metric with the weights that are in the model now."""
-        if self.metric == "accuracy":
-            hits = torch.cat([hits_of(self.subject, batch) for batch in self._batches])
-            return float(hits.float().mean())
-        losses = torch.cat([self.subject.loss(self.subject.model, batch).double() for batch in self._batches])
-        mean = float(losses.mean())
-        return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+        with torch.no_grad():
+            if self.metric == "accuracy":
+                hits = torch.cat([hits_of(self.subject, batch) for batch in self._batches])
+                return float(hits.float().mean())
+            losses = torch.cat([self.subject.loss(self.subject.model, batch).double() for batch in self._batches])
+            mean = float(losses.mean())
+            return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
 
 
 def exchange_weights(subject: Subject, files: Sequence[str]) -> None:

@@ -174,23 +174,23 @@ class _Tuning:
         logits: Tensor | None = getattr(output, "logits", None)
         return (output.last_hidden_state if logits is None else logits).float()
 
-    @torch.no_grad()
     def _judgement(self, weights: Mapping[str, Tensor]) -> float:
         """The mean divergence under the same few sets of flips, whatever the weights are."""
-        said = self._says({}, self._judged)
-        total = 0.0
-        for number in range(_JUDGING_SEEDS):
-            generator = torch.Generator().manual_seed(self._request.seed + 1_000_003 * (number + 1))
-            total += float(self._divergence(said, self._says(self._hurt(weights, generator), self._judged)))
-        return total / _JUDGING_SEEDS
+        with torch.no_grad():
+            said = self._says({}, self._judged)
+            total = 0.0
+            for number in range(_JUDGING_SEEDS):
+                generator = torch.Generator().manual_seed(self._request.seed + 1_000_003 * (number + 1))
+                total += float(self._divergence(said, self._says(self._hurt(weights, generator), self._judged)))
+            return total / _JUDGING_SEEDS
 
-    @torch.no_grad()
     def _task_loss(self, weights: Mapping[str, Tensor]) -> float:
         def model(**inputs: Any) -> Any:
             """As the losses call a model."""
             return functional_call(self._subject.model, dict(weights), (), inputs)
 
-        return float(self._subject.loss(cast(nn.Module, model), self._judged).float().mean())
+        with torch.no_grad():
+            return float(self._subject.loss(cast(nn.Module, model), self._judged).float().mean())
 
 
 def with_flips(weight: Tensor, rate: float, generator: torch.Generator) -> Tensor:
