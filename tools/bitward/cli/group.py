@@ -9,8 +9,22 @@ import click
 from bitward import __version__
 
 COMMANDS = (
-    *("protect", "verify", "repair", "explain", "inspect", "diff", "keygen", "seal", "manifest", "inject", "drill", "agent"),
-    *("trace", "diagnose"),
+    "protect",
+    "verify",
+    "repair",
+    "explain",
+    "inspect",
+    "diff",
+    "keygen",
+    "seal",
+    "manifest",
+    "inject",
+    "drill",
+    "harden",
+    "campaign",
+    "agent",
+    "trace",
+    "diagnose",
 )
 
 
