@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra 'diagnose' is not installed")
 
-from bitward.cli import main  # noqa: E402
-from bitward_agent.inspection import inspect_file  # noqa: E402
+from bitward.cli import main
+from bitward_agent.inspection import inspect_file
 
 Flip = Callable[[Path, str, int, int], None]
 TINY = "model.layers.1.mlp.down_proj.weight"
