@@ -1,7 +1,7 @@
 """Comparing a model with a reference of the same architecture, whatever the reference's element type or quantisation.
 
-Two comparisons. *By behaviour*: the reference runs, and each module of the model under diagnosis is fed with what the reference's module got;
-so every module has right inputs, and a departing channel is its own. *By weights*: tensor by tensor. Where the reference, rounded to
+Two comparisons. *By behaviour*: the reference runs, and each module of the model under diagnosis is fed with what the reference's module
+got; so every module has right inputs, and a departing channel is its own. *By weights*: tensor by tensor. Where the reference, rounded to
 the model's element type, has the same weights but for a few, those few are the damage. Where it is quantised, the differences have a size
 that is usual in their row and their neighbourhood; a weight far beyond that is suspected if turning one bit brings it back within.
 """
@@ -60,7 +60,7 @@ def load_reference(source: str, subject: Subject) -> nn.Module:
     model_class = type(subject.model)
     loader = getattr(model_class, "from_pretrained", None)
     if loader is None:
-        raise InputError(f"{source}: a factory's model cannot be compared with a directory; give its reference as tensors of the same class")
+        raise InputError(f"{source}: a factory's model cannot be compared with files")
     if not path.exists():
         raise InputError(f"{source}: no such reference")
     keywords = {"gguf_file": path.name, "dtype": torch.float32} if path.is_file() else {"dtype": "auto"}
@@ -169,7 +169,7 @@ def _exact(subject: Subject, name: str, parameter: Tensor, right: Tensor, differ
         turned = (found ^ correct) & mask
         bit = turned.bit_length() - 1 if turned.bit_count() == 1 else None
         values = (float(parameter.view(-1)[element]), float(right.reshape(-1)[element]))
-        same = "the reference has the same weights but for this and a few others" if bit is not None else "several bits differ from the reference"
+        same = "the reference has the same weights but for a few" if bit is not None else "several bits differ from the reference"
         yield suspect_at(subject, name, element, bit, values, "reference", 60.0, same)
 
 
@@ -211,9 +211,7 @@ def _grid(ours: Tensor, theirs: Tensor, group: int) -> float:
     return float(shares.float().kthvalue(max(1, int(len(shares) * 0.98))).values)
 
 
-def _brought_back(
-    subject: Subject, name: str, parts: tuple[Tensor, Tensor, Tensor], first: int, place: int
-) -> Suspect | None:
+def _brought_back(subject: Subject, name: str, parts: tuple[Tensor, Tensor, Tensor], first: int, place: int) -> Suspect | None:
     part, good, usual = parts
     value = part.reshape(-1)[place : place + 1]
     right, near = float(good.reshape(-1)[place]), float(usual.reshape(-1)[place])

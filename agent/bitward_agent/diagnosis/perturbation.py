@@ -1,9 +1,9 @@
 """Residual-path perturbation: attenuate what a branch adds to the residual stream, and watch the loss.
 
-In a model that is right each branch is needed: with less of it the loss rises. If a branch carries a fault, less of it is less of the fault, and
-the loss falls, or becomes a number. Hidden states before each block are held, so a trial runs only what follows. First each branch is cut off
-on a quarter of the text, then those that look worst are attenuated to several degrees on all of it. For 30 blocks this costs some fourteen
-forward passes of the text: little more than two for each group of five layers.
+In a model that is right each branch is needed: with less of it the loss rises. If a branch carries a fault, less of it is less of the
+fault, and the loss falls, or becomes a number. Hidden states before each block are held, so a trial runs only what follows. First each
+branch is cut off on a quarter of the text, then those that look worst are attenuated to several degrees on all of it. For 30 blocks
+this costs some fourteen forward passes of the text: little more than two for each group of five layers.
 
 (Cutting off whole groups of layers at once, to save more, was tried: the first layers cannot be missed, so their group is always the
 worst; and in a model with norms attenuating a huge value a little changes nothing.)
@@ -35,8 +35,8 @@ NEVER_FINITE = -1e30
 
 @dataclass(frozen=True, slots=True)
 class BranchTrial:
-    """What attenuating a branch did. ``branch`` is the module's name; ``factor`` the best of those tried, ``loss`` what it led to, in nats per item
-    (not finite if none was); ``gain`` is loss before less loss after, infinite where only the loss after is finite."""
+    """What attenuating a branch did. ``branch`` is the module's name; ``factor`` the best of those tried, ``loss`` what it led to, in nats
+    per item (not finite if none was); ``gain`` is loss before less loss after, infinite where only the loss after is finite."""
 
     block: int
     branch: str
