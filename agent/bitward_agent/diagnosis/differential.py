@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ _NEAR = 4.0
 _BEYOND_GRID = 3.0
 _SUSPECTS_LIMIT = 4096
 _ROUNDING = 1e-5
-"""Of a module's usual sum: what float32 makes of the same weights."""
+"""Of a module's usual sum: more than float32 makes of the same weights."""
+_OWN_ROUNDING = 1e-4
+"""Of a channel's own sum, which in a few channels is thousands of times the usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ def load_reference(source: str, subject: Subject) -> nn.Module:
         raise InputError(f"{source}: no such reference")
     keywords = {"gguf_file": path.name, "dtype": torch.float32} if path.is_file() else {"dtype": "auto"}
     try:
-        model = loader(path.parent if path.is_file() else path, local_files_only=True, attn_implementation="eager", **keywords)
+        with redirect_stderr(StringIO()):  # its progress bar
+            model = loader(path.parent if path.is_file() else path, local_files_only=True, attn_implementation="eager", **keywords)
     except MemoryError:
         raise
     except Exception as error:
@@ -122,8 +126,9 @@ def _departure(name: str, given: Tensor, right: Tensor) -> ModuleDeparture:
     away = (given - right).abs().amax(1).nan_to_num(math.inf)
     finite = away[away.isfinite()]
     usual = max(float(finite.median()) if len(finite) else 0.0, _ROUNDING * usual_size(right))
-    channel = int(away.argmax())
-    return ModuleDeparture(name, channel, float(away[channel]) / usual)
+    ratios = away / torch.clamp(_OWN_ROUNDING * right.abs().amax(1), min=usual)
+    channel = int(ratios.argmax())
+    return ModuleDeparture(name, channel, float(ratios[channel]))
 
 
 def module_scores(subject: Subject, departures: Iterable[ModuleDeparture]) -> list[BlockScore]:
@@ -149,7 +154,7 @@ def compare_weights(subject: Subject, reference: nn.Module) -> tuple[list[Suspec
         integer = FORMS[parameter.dtype].integer
         differing = torch.nonzero((parameter.data.contiguous().view(integer) != rounded.contiguous().view(integer)).view(-1)).view(-1)
         if len(differing) <= max(8, parameter.numel() * SAME_SHARE):
-            suspects += _exact(subject, name, parameter, rounded, differing[:_SUSPECTS_LIMIT])
+            suspects += _exact(subject, name, parameter.data, rounded, differing[:_SUSPECTS_LIMIT])
         elif parameter.dim() < 2:
             notes.append(f"{name}: the reference has another vector")
         else:
