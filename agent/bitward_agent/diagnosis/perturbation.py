@@ -3,7 +3,7 @@
 In a model that is right each branch is needed: with less of it the loss rises. If a branch carries a fault, less of it is less of the
 fault, and the loss falls, or becomes a number. Hidden states before each block are held, so a trial runs only what follows. First each
 branch is cut off on a quarter of the text, then those that look worst are attenuated to several degrees on all of it. For 30 blocks
-this costs some fourteen forward passes of the text: little more than two for each group of five layers.
+this costs some eighteen forward passes of the text: three for each group of five layers.
 
 (Cutting off whole groups of layers at once, to save more, was tried: the first layers cannot be missed, so their group is always the
 worst; and in a model with norms attenuating a huge value a little changes nothing.)
