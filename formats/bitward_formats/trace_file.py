@@ -109,7 +109,7 @@ def read_trace(data: bytes) -> Trace:
         raise NotATraceError("this is no trace file")
     _, version, projections, input_count, entry_count, reserved, body_bytes, binding = _HEAD.unpack_from(data)
     if version != VERSION or projections != PROJECTIONS or reserved:
-        raise TraceVersionError(f"a trace of version {version} with {projections} projections; this version reads {VERSION} with {PROJECTIONS}")
+        raise TraceVersionError(f"a trace of version {version} with {projections} projections; only {VERSION} with {PROJECTIONS} is read")
     if body_bytes != len(data) - HEADER_BYTES:
         raise TraceDamagedError(f"the trace should have {body_bytes:,} bytes after its header and has {len(data) - HEADER_BYTES:,}")
     if hashlib.sha256(data[: _HEAD.size] + data[HEADER_BYTES:]).digest() != data[_HEAD.size : HEADER_BYTES]:

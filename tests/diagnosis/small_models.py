@@ -31,9 +31,8 @@ def _write(model: nn.Module, config: LlamaConfig | BertConfig, folder: Path, dty
     config.dtype = dtype
     config.save_pretrained(folder)
     words = {f"w{number}": number for number in range(VOCABULARY - 2)} | {"[UNK]": VOCABULARY - 2, "[MASK]": VOCABULARY - 1}
-    added = [
-        {"id": VOCABULARY - 1, "content": "[MASK]", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": VOCABULARY - 1, "content": "[MASK]", "special": True, **flags}]
     document = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
@@ -70,7 +69,7 @@ def bert(folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 7) -> 
     print(f"seed {seed}")
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=128,
-        architectures=["BertForMaskedLM"], initializer_range=0.1,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=128, architectures=["BertForMaskedLM"], initializer_range=0.1,
     )  # fmt: skip
     return _write(BertForMaskedLM(config), config, folder, dtype)

@@ -27,9 +27,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.fixture(scope="module", params=["same", "float32", "Q8_0", "Q4_0"])
 def reference(request: pytest.FixtureRequest, subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, torch.nn.Module]:
-    folder = small_models.llama(
-        tmp_path_factory.mktemp("reference"), dtype=torch.bfloat16 if request.param == "same" else torch.float32
-    )
+    folder = small_models.llama(tmp_path_factory.mktemp("reference"), dtype=torch.bfloat16 if request.param == "same" else torch.float32)
     if request.param.startswith("Q"):
         kind = GGMLQuantizationType[request.param]
         tensors = load_file(folder / "model.safetensors")

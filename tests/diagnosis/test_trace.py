@@ -22,6 +22,7 @@ from bitward_formats.trace_file import read_trace, write_trace
 from diagnosis import small_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+torch.set_num_threads(1)
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "llama, bfloat16, tied": small_models.llama,
     "llama, float32, untied": lambda folder: small_models.llama(folder, dtype=torch.float32, tied=False),

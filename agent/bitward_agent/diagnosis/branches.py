@@ -1,8 +1,8 @@
 """The branches of a block: the modules whose output is added to the residual stream, found by the numbers.
 
-A block's input goes round its attention and its feed-forward part; what these give is added to it. Which modules these are is not taken from
-their names. While a block runs, every tensor of the hidden state's shape that a module takes or gives is noted; a module is a branch if
-what it gives, added to a tensor that was there before (the block's input, what a norm gave, an earlier sum), is what the next
+A block's input goes round its attention and its feed-forward part; what these give is added to it. Which modules these are is not taken
+from their names. While a block runs, every tensor of the hidden state's shape that a module takes or gives is noted; a module is a
+branch if what it gives, added to a tensor that was there before (the block's input, what a norm gave, an earlier sum), is what the next
 norm takes or the block gives. Where two modules are added at once (GPT-NeoX, Falcon), pairs are tried.
 """
 

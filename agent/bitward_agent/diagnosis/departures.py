@@ -83,9 +83,7 @@ def _changed(subject: Subject, departure: Departure, change: Change) -> Suspect:
     how = "a single bit explains it" if change.bit is not None else "one weight with several wrong bits explains it"
     words = f"{departure.module} is the first module whose output is not what was recorded; {how}{others}"
     nats = min(_MOST_NATS, max(0.0, change.evidence_nats - math.log(1 + change.rivals)))
-    return suspect_at(
-        subject, change.parameter, change.element, change.bit, (change.before, change.after), "trace", nats, words
-    )
+    return suspect_at(subject, change.parameter, change.element, change.bit, (change.before, change.after), "trace", nats, words)
 
 
 def _unexplained(subject: Subject, departure: Departure) -> Iterable[Suspect]:
@@ -102,7 +100,8 @@ def _unexplained(subject: Subject, departure: Departure) -> Iterable[Suspect]:
             break
         row = parameter[channel].numel()
         item = parameter.element_size()
-        words = f"{departure.module}: {departure.channel_count:,} output channels are not what was recorded, and no one or two bits explain it"
+        away = f"{departure.module}: {departure.channel_count:,} output channels are not what was recorded"
+        words = f"{away}, and no one or two bits explain it"
         yield Suspect(
             Step.DIFFERENTIAL, "trace-row", "" if place is None else place.path, weight if place is None else place.tensor,
             (channel, *(0,) * (parameter.dim() - 1)), None, "", -1 if place is None else place.offset + channel * row * item, row * item,

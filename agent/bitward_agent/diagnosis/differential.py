@@ -1,7 +1,7 @@
 """Comparing a model with a reference of the same architecture, whatever the reference's element type or quantisation.
 
-Two comparisons. *By behaviour*: the reference runs, and each module of the model under diagnosis is fed with what the reference's module got;
-so every module has right inputs, and a departing channel is its own. *By weights*: tensor by tensor. Where the reference, rounded to
+Two comparisons. *By behaviour*: the reference runs, and each module of the model under diagnosis is fed with what the reference's module
+got; so every module has right inputs, and a departing channel is its own. *By weights*: tensor by tensor. Where the reference, rounded to
 the model's element type, has the same weights but for a few, those few are the damage. Where it is quantised, the differences have a size
 that is usual in their row and their neighbourhood; a weight far beyond that is suspected if turning one bit brings it back within.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ _NEAR = 4.0
 _BEYOND_GRID = 3.0
 _SUSPECTS_LIMIT = 4096
 _ROUNDING = 1e-5
-"""Of a module's usual sum: what float32 makes of the same weights."""
+"""Of a module's usual sum: more than float32 makes of the same weights."""
+_OWN_ROUNDING = 1e-4
+"""Of a channel's own sum, which in a few channels is thousands of times the usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,13 @@ def load_reference(source: str, subject: Subject) -> nn.Module:
     model_class = type(subject.model)
     loader = getattr(model_class, "from_pretrained", None)
     if loader is None:
-        raise InputError(f"{source}: a factory's model cannot be compared with a directory; give its reference as tensors of the same class")
+        raise InputError(f"{source}: a factory's model cannot be compared with files")
     if not path.exists():
         raise InputError(f"{source}: no such reference")
     keywords = {"gguf_file": path.name, "dtype": torch.float32} if path.is_file() else {"dtype": "auto"}
     try:
-        model = loader(path.parent if path.is_file() else path, local_files_only=True, attn_implementation="eager", **keywords)
+        with redirect_stderr(StringIO()):  # its progress bar
+            model = loader(path.parent if path.is_file() else path, local_files_only=True, attn_implementation="eager", **keywords)
     except MemoryError:
         raise
     except Exception as error:
@@ -122,8 +126,9 @@ def _departure(name: str, given: Tensor, right: Tensor) -> ModuleDeparture:
     away = (given - right).abs().amax(1).nan_to_num(math.inf)
     finite = away[away.isfinite()]
     usual = max(float(finite.median()) if len(finite) else 0.0, _ROUNDING * usual_size(right))
-    channel = int(away.argmax())
-    return ModuleDeparture(name, channel, float(away[channel]) / usual)
+    ratios = away / torch.clamp(_OWN_ROUNDING * right.abs().amax(1), min=usual)
+    channel = int(ratios.argmax())
+    return ModuleDeparture(name, channel, float(ratios[channel]))
 
 
 def module_scores(subject: Subject, departures: Iterable[ModuleDeparture]) -> list[BlockScore]:
@@ -149,7 +154,7 @@ def compare_weights(subject: Subject, reference: nn.Module) -> tuple[list[Suspec
         integer = FORMS[parameter.dtype].integer
         differing = torch.nonzero((parameter.data.contiguous().view(integer) != rounded.contiguous().view(integer)).view(-1)).view(-1)
         if len(differing) <= max(8, parameter.numel() * SAME_SHARE):
-            suspects += _exact(subject, name, parameter, rounded, differing[:_SUSPECTS_LIMIT])
+            suspects += _exact(subject, name, parameter.data, rounded, differing[:_SUSPECTS_LIMIT])
         elif parameter.dim() < 2:
             notes.append(f"{name}: the reference has another vector")
         else:
@@ -169,7 +174,7 @@ def _exact(subject: Subject, name: str, parameter: Tensor, right: Tensor, differ
         turned = (found ^ correct) & mask
         bit = turned.bit_length() - 1 if turned.bit_count() == 1 else None
         values = (float(parameter.view(-1)[element]), float(right.reshape(-1)[element]))
-        same = "the reference has the same weights but for this and a few others" if bit is not None else "several bits differ from the reference"
+        same = "the reference has the same weights but for a few" if bit is not None else "several bits differ from the reference"
         yield suspect_at(subject, name, element, bit, values, "reference", 60.0, same)
 
 
@@ -211,9 +216,7 @@ def _grid(ours: Tensor, theirs: Tensor, group: int) -> float:
     return float(shares.float().kthvalue(max(1, int(len(shares) * 0.98))).values)
 
 
-def _brought_back(
-    subject: Subject, name: str, parts: tuple[Tensor, Tensor, Tensor], first: int, place: int
-) -> Suspect | None:
+def _brought_back(subject: Subject, name: str, parts: tuple[Tensor, Tensor, Tensor], first: int, place: int) -> Suspect | None:
     part, good, usual = parts
     value = part.reshape(-1)[place : place + 1]
     right, near = float(good.reshape(-1)[place]), float(usual.reshape(-1)[place])

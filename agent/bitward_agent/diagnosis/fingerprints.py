@@ -24,7 +24,8 @@ from torch.nn import functional
 from bitward_formats.trace_file import PROJECTIONS
 
 Observer = Callable[[str, nn.Module, Tensor | None, Tensor, Callable[[], Tensor]], Tensor]
-"""``observer(name, module, first argument, output, again)`` gives the output that the model goes on with; ``again()`` runs the module anew."""
+"""``observer(name, module, first argument, output, again)`` gives the output that the model goes on with; ``again()`` runs the module
+anew."""
 
 _COPY_LIMIT = 1 << 23
 """Elements of a linear layer's weight of which a float32 copy is made at a time: 32 MB."""

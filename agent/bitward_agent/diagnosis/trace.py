@@ -1,12 +1,12 @@
 """Traces: what every module of a right model gave on a few tokens, and finding by it what has changed since.
 
-Recording keeps, for each module with parameters and in the order in which they run, the fingerprint of its output. Comparing runs the model on
-the same tokens. The first module whose fingerprint departs has had right inputs, so what is wrong is its own: the departing channels name the
-lines of its weight, and the three sums of a line name weight and bit (``weight_lines``). The bit is turned, the module runs again and
-the pass goes on, so that faults behind it show just as clearly. One forward pass, no weights of reference.
+Recording keeps, for each module with parameters and in the order in which they run, the fingerprint of its output. Comparing runs the
+model on the same tokens. The first module whose fingerprint departs has had right inputs, so what is wrong is its own: the departing
+channels name the lines of its weight, and the three sums of a line name weight and bit (``weight_lines``). The bit is turned, the
+module runs again and the pass goes on, so that faults behind it show just as clearly. One forward pass, no weights of reference.
 
-Where a module cannot be put right (a stretch of zeros, say), what follows it is fed with wrong values and not judged, except modules that
-get the very same input.
+Where a module cannot be put right (a stretch of zeros, say), what follows it is fed with wrong values and not judged, except modules
+that get the very same input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Putting a module right whose output departs from a trace, when its inputs are right.
 
 Three forms of modules are understood: linear layers (and the transposed ones of GPT-2), embeddings, and whatever else has vectors with one
-weight per channel: norms, biases. A linear layer and an embedding give, in each channel, sums over their inputs; that this is so is checked on
-the numbers before it is relied on. Everything is done on sums: at most the input's three sums per feature are held.
+weight per channel: norms, biases. A linear layer and an embedding give, in each channel, sums over their inputs; that this is so is
+checked on the numbers before it is relied on. Everything is done on sums: at most the input's three sums per feature are held.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MOST_NATS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One weight put right. ``bit`` is None where more than one bit of it was wrong; ``rivals`` counts other single bits of the same line that
-    would explain the sums as well; ``misfit`` is what the explanation leaves, in tolerances. ``evidence_nats``: how much the three sums were
-    off before, in logarithms of tolerances, less that of the number of explanations there are to choose from."""
+    """One weight put right. ``bit`` is None where more than one bit of it was wrong; ``rivals`` counts other single bits of the same line
+    that would explain the sums as well; ``misfit`` is what the explanation leaves, in tolerances. ``evidence_nats``: how much the three
+    sums were off before, in logarithms of tolerances, less that of the number of explanations there are to choose from."""
 
     parameter: str
     element: int
@@ -201,7 +201,7 @@ def _element(module: nn.Module, channel: int, place: int) -> int:
 
 
 def _apply(
-    call: ModuleCall, mended: Mended, parameter: nn.Parameter, element: int, turn: Turn, solution: LineSolution, before: float, evidence: float
+    call: ModuleCall, mended: Mended, parameter: nn.Parameter, element: int, turn: Turn, solution: LineSolution, before: float, nats: float
 ) -> None:
     if turn.bit is not None:
         flip_in_place(parameter, element, turn.bit)
@@ -211,7 +211,7 @@ def _apply(
         element_view(parameter, element).fill_(turn.value)
         mended.undo.append(partial(_put_back, parameter, element, kept))
     name = call.names[id(parameter)]
-    mended.changes += (Change(name, element, turn.bit, before, turn.value, solution.rivals, solution.misfit, evidence),)
+    mended.changes += (Change(name, element, turn.bit, before, turn.value, solution.rivals, solution.misfit, nats),)
 
 
 def _put_back(parameter: nn.Parameter, element: int, kept: Tensor) -> None:

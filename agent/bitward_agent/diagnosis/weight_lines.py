@@ -35,7 +35,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class LineSolution:
-    """What puts the line right. ``misfit`` is what is left, in tolerances (1 or less); ``rivals`` counts other turns that would fit as well."""
+    """What puts the line right. ``misfit`` is what is left, in tolerances (1 or less); ``rivals`` counts other turns that would fit
+    as well."""
 
     turns: tuple[Turn, ...]
     misfit: float
