@@ -124,7 +124,9 @@ class Bench:
         by_triage = set(turned) == set(faults)
         if not by_triage or len(faults) > 1:
             extra = [self.bit_of(one) for one in report.candidates]
-            turned += [(one.parameter, one.element, one.bit) for one in self.search.run(extra=extra)]
+            # For a single fault one round tells which bit comes first; the command goes on until a round finds nothing.
+            found = self.search.run(extra=extra) if len(faults) > 1 else filter(None, [self.search.round(extra)])
+            turned += [(one.parameter, one.element, one.bit) for one in found]
         seconds = time.monotonic() - began
         change = self.text_loss() - self.clean_text
         tally.faults += len(faults)

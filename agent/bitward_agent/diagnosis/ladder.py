@@ -110,6 +110,7 @@ class _Ladder:
         self.histograms: tuple[ExponentHistogram, ...] = ()
         self.triaged: TriageReport | None = None
         self.model: ModelSteps | None = None
+        self.is_cut_short = False
         self.loss_before: float | None = None
         self.loss_after: float | None = None
 
@@ -139,6 +140,7 @@ class _Ladder:
 
     def _skip(self, step: Step, why: str) -> None:
         self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, (why,)))
+        self.is_cut_short |= self.seconds_left() <= 0
 
     def _take(self, step: Step) -> None:
         works: dict[Step, Callable[[], Sequence[str]]] = {
@@ -208,13 +210,16 @@ class _Ladder:
         """Turn back what triage proposes; what makes the model worse is taken back."""
         if self.triaged is None:
             return
-        proposals = best_proposals(self.triaged)
-        if not proposals:
-            return
         self.tell("trying what triage proposes …")
-        unflips, refused = model.try_proposals(proposals)
-        self.unflips += unflips
-        self.suspects = [one for one in self.suspects if one not in refused]
+        proposals = best_proposals(self.triaged)
+        if proposals:
+            unflips, refused = model.try_proposals(proposals)
+            self.unflips += unflips
+            self.suspects = [one for one in self.suspects if one not in refused]
+        if any(one.kind == "not-finite" and one.bit is None for one in self.suspects):
+            unflips, explained = model.make_numbers(self.suspects)
+            self.unflips += unflips
+            self.suspects = [*(one for one in self.suspects if one not in explained), *(one.suspect for one in unflips)]
         self.loss_after = model.loss()
 
     def _profile(self) -> list[str]:
@@ -229,6 +234,7 @@ class _Ladder:
         words = [f"loss {_loss(self.loss_before)} at first, {_loss(self.loss_after)} now (nats per item of the held-out text)"]
         words.append(_counted(len(found), "bit") + " confirmed by held-out text" if found else "no bit wins enough on held-out text")
         if self.seconds_left() <= 0:
+            self.is_cut_short = True
             words.append("the budget was used up: more may be there")
         return words
 
@@ -258,7 +264,7 @@ class _Ladder:
 
     def _recovery(self) -> list[str]:
         model = self._loaded()
-        attempts, words = model.recover(self.suspects, self.blocks, self.request.donors)
+        attempts, words = model.recover(self.suspects, self.request.donors)
         self.attempts += attempts
         self.loss_after = model.loss()
         return words
@@ -297,7 +303,7 @@ class _Ladder:
             return DiagnosisVerdict.SUSPICIOUS
         done = [one for one in self.steps if one.state is StepState.DONE]
         failed = [one for one in self.steps if one.state is StepState.FAILED]
-        return DiagnosisVerdict.CLEAN if done and not failed else DiagnosisVerdict.INCONCLUSIVE
+        return DiagnosisVerdict.CLEAN if done and not failed and not self.is_cut_short else DiagnosisVerdict.INCONCLUSIVE
 
 
 def _counted(number: int, noun: str) -> str:

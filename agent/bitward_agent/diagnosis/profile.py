@@ -27,6 +27,8 @@ WEIGHTS_TRIED = 20
 """Weights of each ranking that are tried for real."""
 _WEIGHTS_SIEVED = 16
 _WEIGHTS_REFINED = 4
+_CONFIRMED_COMPARED = 2
+_OPTIONS_LIMIT = 3
 _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
 _NEAR_NATS = 12.0
@@ -112,7 +114,7 @@ class Profile:
             options = self._bits_of(weight, trials)
             if options and (found := self._confirmed(self._compared(options))) is not None:
                 confirmed.append(found)
-            if self._stop():
+            if self._stop() or len(confirmed) == _CONFIRMED_COMPARED:
                 break
         if not confirmed:
             return None
@@ -217,6 +219,12 @@ class Profile:
         flip_in_place(self.parameters[name], element, bit)
         self._priors.pop(name, None)
         self._held_out = None
+
+    def finite_options(self, name: str, element: int) -> list[int]:
+        """The exponent bits that make a finite number of an element which is none, the likeliest for its place first."""
+        value = element_view(self.parameters[name], element).cpu()
+        finite = [bit for bit in FORMS[value.dtype].exponent if bool(flipped(value, bit).isfinite().all())]
+        return sorted(finite, key=lambda bit: float(flipped(value, bit).float().abs()))[:_OPTIONS_LIMIT]
 
     def forget(self, names: Sequence[str]) -> None:
         """What was learned of parameters that others have changed."""

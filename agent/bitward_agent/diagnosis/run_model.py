@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bitward_agent.diagnosis.changes import patches_of
+from bitward_agent.diagnosis.changes import Change, ChangeTrials, mean_loss, patches_of
 from bitward_agent.diagnosis.departures import load_trace, trace_blocks, trace_suspects
 from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
-from bitward_agent.diagnosis.donors import open_donors
+from bitward_agent.diagnosis.donors import Donor, donated, open_donors
 from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
 from bitward_agent.diagnosis.perturbation import branch_scores, perturb
-from bitward_agent.diagnosis.profile import Found, Profile
+from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, Found, Profile
 from bitward_agent.diagnosis.recovery import Part, Recovery
 from bitward_agent.diagnosis.subject import Subject, load_subject
-from bitward_agent.diagnosis.tensor_bits import FORMS
+from bitward_agent.diagnosis.tensor_bits import FORMS, value_of
 from bitward_agent.diagnosis.trace import compare
 from bitward_agent.diagnosis.writing import Patch
 from bitward_formats.frozen import dataclass
 
-_WORSE_SHARE = 0.001
-"""A proposal of triage that makes the loss worse by this share is refused."""
 _ONE_BY_ONE = 64
 """More proposals than this are tried all at once only."""
-_NOTABLE_GAIN_SHARE = 0.02
-"""Attenuating a branch of a model without a fault can win a little; less than this share of the loss is not followed up."""
 _PARTS_LIMIT = 4
 _LISTED = 3
 
@@ -51,6 +48,7 @@ class ModelSteps:
         self.architecture = self.subject.architecture
         self._stop = stop
         self._changed: list[str] = []
+        self._branch = ""
         self._parameter_of = {(place.path, place.tensor): name for name, place in self.subject.places.items()}
 
     def loss(self) -> float | None:
@@ -59,7 +57,8 @@ class ModelSteps:
         return mean if math.isfinite(mean) else None
 
     def try_proposals(self, proposals: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
-        """Turn back all bits that triage proposes, then take back each one without which the model is better: (kept, refused).
+        """Turn back all bits that triage proposes, then take back each one that the text speaks against more than the census speaks for it:
+        (kept, refused).
 
         Bits of tensors that the model does not hold as they are in the file stay as proposed: nothing can be asked about them.
         """
@@ -68,20 +67,52 @@ class ModelSteps:
         for one, name in asked:
             if name is not None:
                 self._turn(one, name)
-        with_all = self.loss()
         kept: list[Unflip] = []
         refused: list[Suspect] = []
         for one, name in asked:
-            if name is not None and len(asked) <= _ONE_BY_ONE and with_all is not None:
+            if name is not None and len(asked) <= _ONE_BY_ONE:
+                with_it = self.search.held_out()
                 self._turn(one, name)
-                without = self.loss()
-                if without is not None and without < with_all * (1 - _WORSE_SHARE):
+                lost = float((with_it - self.search.held_out()).sum())
+                if math.isfinite(lost) and lost > one.score_nats:
                     refused.append(one)
-                    with_all = without
                     continue
                 self._turn(one, name)
-            kept.append(Unflip(one, before, None if name is None else with_all, None))
+            kept.append(Unflip(one, before, None if name is None else self.loss(), None))
         return kept, refused
+
+    def make_numbers(self, suspects: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
+        """For single elements that are no numbers and for which triage has no bit: the bit that makes one which the model is best with.
+
+        Returns what was turned, and the suspects that it stands for.
+        """
+        before = self.loss()
+        asked = []
+        for one, name in self._of_model(suspects):
+            item_bytes = self.search.parameters[name].element_size()
+            if one.kind == "not-finite" and one.bit is None and one.length_bytes == item_bytes and len(asked) < _ONE_BY_ONE:
+                element = _element(one, self.search.parameters[name].shape)
+                options = self.search.finite_options(name, element)
+                if options:
+                    asked.append((one, name, element, options))
+                    self.search.turn(name, element, options[0])
+        unflips: list[Unflip] = []
+        for one, name, element, options in asked:
+            losses = {}
+            for bit in options:
+                self.search.turn(name, element, options[0])
+                self.search.turn(name, element, bit)
+                losses[bit] = self.loss()
+                self.search.turn(name, element, bit)
+                self.search.turn(name, element, options[0])
+            best = min(options, key=lambda bit: math.inf if losses[bit] is None else losses[bit])
+            self.search.turn(name, element, options[0])
+            was = value_of(self.search.parameters[name], element)
+            self.search.turn(name, element, best)
+            found = Found(name, element, best, was, value_of(self.search.parameters[name], element), math.nan, 0.0, 0.0, one.score_nats)
+            words = f"{one.tensor}{list(one.index)} is no number; turning bit {best} makes it {found.after:.6g}, the likeliest that makes one"
+            unflips.append(Unflip(replace(self._suspect(found), step=Step.TRIAGE, kind="not-finite", words=words), before, self.loss(), None))
+        return unflips, [one for one, *_ in asked]
 
     def against_trace(self, path: str) -> Differences:
         """Hold the model against its trace; what single bits explain is turned back."""
@@ -120,18 +151,19 @@ class ModelSteps:
             return [], ["the model is no chain of blocks with branches, or time is up"]
         scores = branch_scores(found)
         best = found.best
-        if best is None or (math.isfinite(best.gain) and best.gain < _NOTABLE_GAIN_SHARE * best.loss):
+        if best is None or not found.stands_out:
             return scores, [f"no branch stands out; the cost was that of {found.passes:.0f} forward passes"]
+        self._branch = best.branch
         gain = f"lowers the loss by {best.gain:.4f} nats" if math.isfinite(best.gain) else "makes the loss a number"
         return scores, [f"{best.branch} at {best.factor:.0%} of its strength {gain}"]
 
     def recover(
-        self, suspects: Sequence[Suspect], blocks: Sequence[BlockScore], donors: Sequence[str]
+        self, suspects: Sequence[Suspect], donors: Sequence[str]
     ) -> tuple[list[Attempt], list[str]]:
         """Clamp, restore or attenuate what is known to be wrong and no single bit explains."""
         opened, notes = open_donors(donors, self.subject)
         recovery = Recovery(self.subject, self.search.pieces, opened, stop=self._stop)
-        parts = self._parts(recovery, suspects, blocks)
+        parts = self._parts(recovery, suspects) or self._parts_by_donors(recovery, opened)
         words = [*notes]
         if not parts:
             return [], [*words, "nothing is left that no single bit explains"]
@@ -146,16 +178,29 @@ class ModelSteps:
         words.append("; ".join(one.words for one in accepted[:_LISTED]) or "no way of recovery makes the held-out loss better by enough")
         return attempts, words
 
-    def _parts(self, recovery: Recovery, suspects: Sequence[Suspect], blocks: Sequence[BlockScore]) -> list[Part]:
+    def _parts(self, recovery: Recovery, suspects: Sequence[Suspect]) -> list[Part]:
+        """What is known to be wrong: tensors that triage or a comparison named, else the block whose branch stands out."""
         names = {name: None for one, name in self._of_model(suspects) if one.bit is None}
-        parts = [Part(name, (name,)) for name in names]
-        loss = self.loss()
-        for one in blocks:
-            notable = one.evidence == "perturbation" and (loss is None or one.score > _NOTABLE_GAIN_SHARE * loss)
-            number = next((at for at, block in enumerate(recovery.pieces.block_names) if one.part.startswith(f"{block}.")), None)
-            if notable and number is not None and not parts:
-                parts.append(recovery.part_of_block(number))
-        return parts
+        if names:
+            return [Part(name, (name,)) for name in names]
+        blocks = enumerate(recovery.pieces.block_names)
+        return [recovery.part_of_block(at) for at, block in blocks if self._branch.startswith(f"{block}.")]
+
+    def _parts_by_donors(self, recovery: Recovery, donors: Sequence[Donor]) -> list[Part]:
+        """Where nothing is known but donors are at hand: the blocks that win most if they come from the first donor that has them."""
+        trials = ChangeTrials(recovery.pieces, self.search.parameters, [self.subject.choosing])
+        base = mean_loss(trials.now([]))
+        tried: list[tuple[float, Part]] = []
+        for number in range(len(recovery.pieces.block_names)):
+            part = recovery.part_of_block(number)
+            donor = next((one for one in donors if one.has(part.parameters)), None)
+            if donor is None or self._stop():
+                continue
+            changes = [Change(name, donated(donor, name, self.search.parameters[name])) for name in part.parameters]
+            after = mean_loss(trials.with_changes(changes))
+            if after is not None and (base is None or after < base * (1 - LEAST_GAIN_SHARE)):
+                tried.append((after, part))
+        return [part for _, part in sorted(tried, key=lambda one: one[0])]
 
     def patches(self) -> tuple[Patch, ...]:
         """The tensors that recovery changed, as bytes for their files."""
