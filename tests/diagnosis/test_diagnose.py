@@ -167,7 +167,8 @@ def test_any_module_with_a_loss(run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (code, report["unflips"]) == (0, [])
     code, report = run("damaged_factory:make", "--steps", "profile")
     assert code == 1
-    assert [(one["suspect"]["tensor"], one["suspect"]["index"], one["suspect"]["bit"]) for one in report["unflips"]] == [("2.weight", [3, 3], 31)]
+    suspects = [one["suspect"] for one in report["unflips"]]
+    assert [(one["tensor"], one["index"], one["bit"]) for one in suspects] == [("2.weight", [3, 3], 31)]
 
 
 def test_the_text_and_the_page_name_the_bit(tiny: Path, tmp_path: Path, flip_in_file: Flip, capsys: pytest.CaptureFixture[str]) -> None:

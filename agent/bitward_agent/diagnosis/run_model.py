@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, mean_loss, patches_of
-from bitward_agent.diagnosis.departures import load_trace, trace_blocks, trace_suspects
+from bitward_agent.diagnosis.departures import load_trace, number_or_word, trace_blocks, trace_suspects
 from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
 from bitward_agent.diagnosis.donors import Donor, donated, open_donors
 from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
@@ -57,10 +57,10 @@ class ModelSteps:
         return mean if math.isfinite(mean) else None
 
     def try_proposals(self, proposals: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
-        """Turn back all bits that triage proposes, then take back each one that the text speaks against more than the census speaks for it:
-        (kept, refused).
+        """Turn back all bits that triage proposes, then take back each that the text speaks against more than the census does for it.
 
-        Bits of tensors that the model does not hold as they are in the file stay as proposed: nothing can be asked about them.
+        Returns (kept, refused). Bits of tensors that the model does not hold as they are in the file stay as proposed: nothing can be
+        asked about them.
         """
         before = self.loss()
         asked = [(one, self._parameter_of.get((one.path, one.tensor))) for one in proposals]
@@ -87,32 +87,33 @@ class ModelSteps:
         Returns what was turned, and the suspects that it stands for.
         """
         before = self.loss()
-        asked = []
+        asked: list[tuple[Suspect, str, int, list[int]]] = []
         for one, name in self._of_model(suspects):
-            item_bytes = self.search.parameters[name].element_size()
-            if one.kind == "not-finite" and one.bit is None and one.length_bytes == item_bytes and len(asked) < _ONE_BY_ONE:
-                element = _element(one, self.search.parameters[name].shape)
-                options = self.search.finite_options(name, element)
-                if options:
+            parameter = self.search.parameters[name]
+            if one.kind == "not-finite" and one.bit is None and one.length_bytes == parameter.element_size() and len(asked) < _ONE_BY_ONE:
+                element = _element(one, parameter.shape)
+                if options := self.search.finite_options(name, element):
                     asked.append((one, name, element, options))
-                    self.search.turn(name, element, options[0])
+        for _, name, element, options in asked:
+            self.search.turn(name, element, options[0])
         unflips: list[Unflip] = []
         for one, name, element, options in asked:
-            losses = {}
-            for bit in options:
-                self.search.turn(name, element, options[0])
-                self.search.turn(name, element, bit)
-                losses[bit] = self.loss()
-                self.search.turn(name, element, bit)
-                self.search.turn(name, element, options[0])
-            best = min(options, key=lambda bit: math.inf if losses[bit] is None else losses[bit])
             self.search.turn(name, element, options[0])
             was = value_of(self.search.parameters[name], element)
+            best = min(options, key=lambda bit: self._loss_with(name, element, bit))
             self.search.turn(name, element, best)
-            found = Found(name, element, best, was, value_of(self.search.parameters[name], element), math.nan, 0.0, 0.0, one.score_nats)
-            words = f"{one.tensor}{list(one.index)} is no number; turning bit {best} makes it {found.after:.6g}, the likeliest that makes one"
-            unflips.append(Unflip(replace(self._suspect(found), step=Step.TRIAGE, kind="not-finite", words=words), before, self.loss(), None))
+            now = value_of(self.search.parameters[name], element)
+            words = f"{one.tensor}{list(one.index)} is no number; with bit {best} turned back it is {now:.6g}, as which the model does best"
+            suspect = self._suspect_at(name, element, best, (was, now), one.score_nats, words)
+            unflips.append(Unflip(replace(suspect, step=Step.TRIAGE, kind="not-finite"), before, self.loss(), None))
         return unflips, [one for one, *_ in asked]
+
+    def _loss_with(self, name: str, element: int, bit: int) -> float:
+        """The held-out loss with a bit turned, infinite where it is no number."""
+        self.search.turn(name, element, bit)
+        loss = self.loss()
+        self.search.turn(name, element, bit)
+        return math.inf if loss is None else loss
 
     def against_trace(self, path: str) -> Differences:
         """Hold the model against its trace; what single bits explain is turned back."""
@@ -232,30 +233,33 @@ class ModelSteps:
         self.search.turn(name, _element(one, parameter.shape), one.bit)
 
     def _suspect(self, found: Found) -> Suspect:
-        parameter = self.search.parameters[found.parameter]
+        change = f"{found.before:.6g} to {found.after:.6g}"
+        gain = f"the held-out loss from {found.loss_before:.4f} to {found.loss_after:.4f} ({found.gain_z:.1f} standard errors)"
+        words = f"turning bit {found.bit} makes {change} and lowers {gain}"
+        return self._suspect_at(found.parameter, found.element, found.bit, (found.before, found.after), found.evidence_nats, words)
+
+    def _suspect_at(
+        self, name: str, element: int, bit: int, values: tuple[float, float], score_nats: float, words: str
+    ) -> Suspect:
+        parameter = self.search.parameters[name]
         form = FORMS[parameter.dtype]
-        index = tuple(int(one) for one in torch.unravel_index(torch.tensor(found.element), parameter.shape))
-        place = self.subject.places.get(found.parameter)
-        offset = -1 if place is None else place.offset + found.element * form.bits // 8 + found.bit // 8
-        path, tensor = ("", found.parameter) if place is None else (place.path, place.tensor)
-        words = (
-            f"{tensor}[{', '.join(map(str, index))}]: turning bit {found.bit} makes {found.before:.6g} to {found.after:.6g} and lowers the "
-            f"held-out loss from {found.loss_before:.4f} to {found.loss_after:.4f} ({found.gain_z:.1f} standard errors)"
-        )
+        index = tuple(int(one) for one in torch.unravel_index(torch.tensor(element), parameter.shape))
+        place = self.subject.places.get(name)
+        path, tensor = ("", name) if place is None else (place.path, place.tensor)
         return Suspect(
             step=Step.PROFILE,
             kind="gradient",
             path=path,
             tensor=tensor,
             index=index,
-            bit=found.bit,
-            field=form.field_of(found.bit),
-            offset=offset,
+            bit=bit,
+            field=form.field_of(bit),
+            offset=-1 if place is None else place.offset + element * form.bits // 8 + bit // 8,
             length_bytes=form.bits // 8,
-            found=_number(found.before),
-            correct=_number(found.after),
-            score_nats=found.evidence_nats,
-            words=words,
+            found=number_or_word(values[0]),
+            correct=number_or_word(values[1]),
+            score_nats=score_nats,
+            words=f"{tensor}[{', '.join(map(str, index))}]: {words}",
         )
 
 
@@ -265,7 +269,3 @@ def _element(one: Suspect, shape: torch.Size) -> int:
     for at, length in zip(one.index, shape, strict=True):
         number = number * length + at
     return number
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
