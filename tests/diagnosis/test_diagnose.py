@@ -85,7 +85,6 @@ def test_a_real_encoder_is_repaired_into_a_new_directory_that_is_protected(
     before = (damaged / "model.safetensors").read_bytes()
     code, report = run(damaged, "--steps", "triage,profile", "--apply", "--output", tmp_path / "fixed")
     assert (code, report["verdict"], report["output"]) == (0, "fault-found", str(tmp_path / "fixed"))
-    assert report["loss_after"] < report["loss_before"]
     assert (damaged / "model.safetensors").read_bytes() == before
     assert filecmp.cmp(tmp_path / "fixed" / "model.safetensors", minilm_folder / "model.safetensors", shallow=False)
     assert main(["verify", str(tmp_path / "fixed"), "--quiet"]) == 0

@@ -82,20 +82,25 @@ class ModelSteps:
         return kept, refused
 
     def make_numbers(self, suspects: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
-        """For single elements that are no numbers and for which triage has no bit: the bit that makes one which the model is best with.
+        """For elements that are the only ones of their tensors that are no numbers: the bit that makes one which the model does best with.
 
-        Returns what was turned, and the suspects that it stands for.
+        Returns what was turned, and the suspects that it stands for; nothing where the loss stays no number.
         """
         before = self.loss()
         asked: list[tuple[Suspect, str, int, list[int]]] = []
         for one, name in self._of_model(suspects):
             parameter = self.search.parameters[name]
-            if one.kind == "not-finite" and one.bit is None and one.length_bytes == parameter.element_size() and len(asked) < _ONE_BY_ONE:
+            alone = int((~parameter.detach().isfinite()).sum()) == 1
+            if one.kind == "not-finite" and one.bit is None and alone and len(asked) < _ONE_BY_ONE:
                 element = _element(one, parameter.shape)
                 if options := self.search.finite_options(name, element):
                     asked.append((one, name, element, options))
         for _, name, element, options in asked:
             self.search.turn(name, element, options[0])
+        if self.loss() is None:
+            for _, name, element, options in asked:
+                self.search.turn(name, element, options[0])
+            return [], []
         unflips: list[Unflip] = []
         for one, name, element, options in asked:
             self.search.turn(name, element, options[0])
@@ -103,7 +108,7 @@ class ModelSteps:
             best = min(options, key=lambda bit: self._loss_with(name, element, bit))
             self.search.turn(name, element, best)
             now = value_of(self.search.parameters[name], element)
-            words = f"{one.tensor}{list(one.index)} is no number; with bit {best} turned back it is {now:.6g}, as which the model does best"
+            words = f"no number; with bit {best} turned back it is {now:.6g}, as which the model does best"
             suspect = self._suspect_at(name, element, best, (was, now), one.score_nats, words)
             unflips.append(Unflip(replace(suspect, step=Step.TRIAGE, kind="not-finite"), before, self.loss(), None))
         return unflips, [one for one, *_ in asked]
