@@ -125,7 +125,7 @@ class Bench:
         if not by_triage or len(faults) > 1:
             extra = [self.bit_of(one) for one in report.candidates]
             # For a single fault one round tells which bit comes first; the command goes on until a round finds nothing.
-            found = self.search.run(extra=extra) if len(faults) > 1 else filter(None, [self.search.round(extra)])
+            found = self.search.run(extra=extra) if len(faults) > 1 else self.search.round(extra)
             turned += [(one.parameter, one.element, one.bit) for one in found]
         seconds = time.monotonic() - began
         change = self.text_loss() - self.clean_text

@@ -94,33 +94,41 @@ class Profile:
         while len(found) < FOUND_LIMIT and not self._stop():
             tell(f"profile: looking for fault {len(found) + 1} …")
             new = self.round(extra)
-            if new is None:
+            if not new:
                 break
-            found.append(new)
+            found += new
         return self._without_needless(found) if len(found) > 1 else found
 
-    def round(self, extra: Sequence[Bit] = ()) -> Found | None:
-        """Look for one fault; if it is confirmed its bit is turned in the model."""
+    def round(self, extra: Sequence[Bit] = ()) -> list[Found]:
+        """Look for a fault; what is confirmed is turned in the model. Further faults may come to light with it: the best is the first."""
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see)
         self.sensitivity = ranking.sensitivity
         sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
         if not sieved or self._stop():
-            return None
+            return []
         trials = Trials(self.pieces, self.parameters, self.subject.choosing)
         weights = _best_weights([_tried(one, trials) for one in sieved], _WEIGHTS_REFINED)
-        confirmed: list[Found] = []
+        confirmed: list[tuple[Found, Candidate]] = []
         for weight in weights:
             options = self._bits_of(weight, trials)
-            if options and (found := self._confirmed(self._compared(options))) is not None:
-                confirmed.append(found)
+            if options:
+                chosen = self._compared(options)
+                found = self._confirmed(chosen)
+                confirmed += [] if found is None else [(found, chosen)]
             if self._stop() or len(confirmed) == _CONFIRMED_COMPARED:
                 break
-        if not confirmed:
-            return None
-        best = max(confirmed, key=lambda one: one.evidence_nats)
-        self.turn(best.parameter, best.element, best.bit)
-        return best
+        return self._turned_for_good(confirmed)
+
+    def _turned_for_good(self, confirmed: list[tuple[Found, Candidate]]) -> list[Found]:
+        """The best is turned; each of the others if it is confirmed once more beside those before it."""
+        kept: list[Found] = []
+        for found, chosen in sorted(confirmed, key=lambda one: -one[0].evidence_nats):
+            again = self._confirmed(chosen) if kept else found
+            if again is not None:
+                self.turn(again.parameter, again.element, again.bit)
+                kept.append(again)
+        return kept
 
     def _candidate(self, bit: Bit) -> Candidate:
         name, element, number = bit
