@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
+from bitward_agent.diagnosis.objectives import passage_loss
 from bitward_agent.diagnosis.pieces import Pieces
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
@@ -43,6 +44,20 @@ LEAST_GAIN_SHARE = 0.003
 """An un-flip must win this share of the held-out loss: in clean models the best of all bits wins less (docs/diagnosis.md)."""
 LEAST_GAIN_Z = 2.5
 """…and so many standard errors of the mean difference by item."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """What an un-flip must win, as shares of the loss and in standard errors, and how much more usual it must make the weight, in nats."""
+
+    gain_share: float
+    gain_z: float
+    prior_nats: float
+
+
+_OWN_LOSS = _Bar(LEAST_GAIN_SHARE, LEAST_GAIN_Z, -math.inf)
+_STAND_IN = _Bar(0.05, 4.0, 5.0)
+"""For encoders: nobody trained them for the loss that stands in, so that weights can be found which are better for it but were never so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +224,8 @@ class Profile:
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
-        if loss_before - loss_after < LEAST_GAIN_SHARE * loss_after or z < LEAST_GAIN_Z or evidence < 0:
+        bar = _STAND_IN if self.subject.loss is passage_loss else _OWN_LOSS
+        if loss_before - loss_after < bar.gain_share * loss_after or z < bar.gain_z or one.prior_nats < bar.prior_nats or evidence < 0:
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
 
