@@ -57,6 +57,7 @@ class Ranking:
     def __init__(self, names: dict[int, str], prior_of: Callable[[str], WeightPrior]) -> None:
         self._names, self._prior_of = names, prior_of
         self._found: list[Candidate] = []
+        self._vectors: set[str] = set()
         self.sensitivity: dict[str, float] = {}
         """Per parameter the root of the summed squares of gradient × weight, in nats."""
 
@@ -79,6 +80,8 @@ class Ranking:
         shrinking = pull.topk(count).indices
         self._found += _best_bits(name, part, shrinking[pull[shrinking] > 0], "shrink")
         few = part.prior.row_sums.numel() == 1
+        if few:
+            self._vectors.add(name)
         against = pull.topk(count if few else min(_AGAINST_PER_PART, count), largest=False).indices
         self._found += _best_bits(name, part, against[pull[against] < 0], "against")
         self._found += _best_bits(name, part, _growing(part, count), "grow")
@@ -87,7 +90,11 @@ class Ranking:
         """The candidates to try, the most promising first: the best ``count`` weights of each kind of ranking with their likeliest bits."""
         of_kind = {kind: [one for one in self._found if one.kind == kind] for kind in ("shrink", "grow", "against")}
         chosen: dict[tuple[str, int, int], Candidate] = {}
+        vectors = [one for one in self._found if one.parameter in self._vectors]
         lists = [
+            # Norms and biases have few weights, each of which matters: they would not get far among the millions of the others.
+            _first_weights(sorted(vectors, key=lambda one: -abs(one.gain)), count),
+            _first_weights(sorted(vectors, key=_mixed, reverse=True), count // 2),
             _first_weights(sorted(of_kind["shrink"], key=lambda one: -one.gain), count),
             _first_weights(sorted(of_kind["shrink"], key=_mixed, reverse=True), count),
             _first_weights(sorted(of_kind["grow"], key=_mixed, reverse=True), count),

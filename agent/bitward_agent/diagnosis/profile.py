@@ -28,7 +28,6 @@ WEIGHTS_TRIED = 20
 """Weights of each ranking that are tried for real."""
 _WEIGHTS_SIEVED = 16
 _WEIGHTS_REFINED = 4
-_CONFIRMED_COMPARED = 2
 _OPTIONS_LIMIT = 3
 _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
@@ -131,7 +130,7 @@ class Profile:
                 chosen = self._compared(options)
                 found = self._confirmed(chosen)
                 confirmed += [] if found is None else [(found, chosen)]
-            if self._stop() or len(confirmed) == _CONFIRMED_COMPARED:
+            if self._stop():
                 break
         return self._turned_for_good(confirmed)
 
