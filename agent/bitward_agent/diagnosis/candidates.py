@@ -26,6 +26,7 @@ _AT_ONCE = 1 << 20
 """Elements that are looked at together: a few arrays of 4 MB each."""
 _PER_PART = 32
 _AGAINST_PER_PART = 6
+_UNUSUAL_PER_VECTOR = 8
 _TINY_OCTAVES = 4.0
 """A weight this many octaves below what is usual at its place may have been shrunk by a flip."""
 _SMALL_OCTAVES = 1.5
@@ -94,7 +95,7 @@ class Ranking:
         lists = [
             # Norms and biases have few weights, each of which matters: they would not get far among the millions of the others.
             _first_weights(sorted(vectors, key=lambda one: -abs(one.gain)), count),
-            _first_weights(sorted(vectors, key=_mixed, reverse=True), count // 2),
+            _first_weights(sorted(vectors, key=lambda one: -one.prior_nats), count),
             _first_weights(sorted(of_kind["shrink"], key=lambda one: -one.gain), count),
             _first_weights(sorted(of_kind["shrink"], key=_mixed, reverse=True), count),
             _first_weights(sorted(of_kind["grow"], key=_mixed, reverse=True), count),
@@ -194,4 +195,9 @@ def _growing(part: _Part, count: int) -> Tensor:
         fits = (size > low) & (size < high)
         best = torch.where(fits, torch.maximum(best, -slopes * (turned - values.float())), best)
     top = best.topk(min(count, best.numel()))
-    return elements[top.indices[top.values > 0]]
+    found = elements[top.indices[top.values > 0]]
+    if part.prior.row_sums.numel() > 1:
+        return found
+    # So large a change of a norm's weight is beyond the first order: the most unusual are taken whatever it says.
+    smallest = (part.weight[elements].float().abs() / usual[elements]).topk(min(_UNUSUAL_PER_VECTOR, elements.numel()), largest=False)
+    return torch.unique(torch.cat((found, elements[smallest.indices])))

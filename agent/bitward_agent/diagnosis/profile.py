@@ -29,6 +29,7 @@ WEIGHTS_TRIED = 20
 _WEIGHTS_SIEVED = 16
 _WEIGHTS_REFINED = 4
 _OPTIONS_LIMIT = 3
+_BEYOND_NATS = 5.0
 _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
 _NEAR_NATS = 12.0
@@ -164,7 +165,11 @@ class Profile:
         scale = prior.scale(torch.div(place, columns, rounding_mode="floor"), place % columns, value.float().abs())
         now = prior.log_prior(value.float().abs(), scale, present=True) + prior.recurrence_nats(place, value)
         options = [flipped(value, bit) for bit in bits]
-        return [float(prior.log_prior(one.float().abs(), scale) + prior.recurrence_nats(place, one) - now) for one in options]
+        likelier = [float(prior.log_prior(one.float().abs(), scale) + prior.recurrence_nats(place, one) - now) for one in options]
+        # Beyond all others of its tensor a weight must have been, and not only seem better for this text.
+        others = prior.largest[-1] if float(value.float().abs()) == prior.largest[0] else prior.largest[0]
+        beyond = [float(one.float().abs()) > max(others, float(value.float().abs())) for one in options]
+        return [-math.inf if far and more < _BEYOND_NATS else more for more, far in zip(likelier, beyond, strict=True)]
 
     def _sieve(self, candidates: list[Candidate]) -> list[Candidate]:
         """Those that win something on a small part of the text, the best of them."""

@@ -22,7 +22,6 @@ from bitward_agent.io import resolve
 CHOOSING_TOKENS = 256
 """Tokens that faults are looked for with; the rest of the text confirms what was found."""
 _ROW_TOKENS = 64
-_QUICK_ROW_TOKENS = 20
 _PASSAGE_TOKENS = 16
 _PASSAGES = 24
 
@@ -145,7 +144,7 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
     batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
     names = [str(file) for file in files]
     choosing = batches[0]
-    quick = choosing if loss is passage_loss else choosing.part(choosing.rows, _QUICK_ROW_TOKENS)
+    quick = choosing if loss is passage_loss else choosing.part(max(1, choosing.rows // 2), _ROW_TOKENS)
     places = _places(model, names)
     return Subject(model, str(directory), type(model).__name__, loss, choosing, quick, tuple(batches[1:]), places, tuple(names))
 

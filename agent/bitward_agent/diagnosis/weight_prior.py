@@ -39,15 +39,19 @@ class WeightPrior:
     def __init__(self, weight: Tensor) -> None:
         matrix = weight.detach().reshape(-1, weight.shape[-1]) if weight.dim() > 1 else weight.detach().reshape(1, -1)
         self._matrix = matrix
-        magnitudes = torch.zeros((), dtype=torch.float32)
+        largest: tuple[float, ...] = ()
         self.row_sums = torch.empty(matrix.shape[0], dtype=torch.float32)
         self.column_sums = torch.zeros(matrix.shape[1], dtype=torch.float32)
         rows_at_once = max(1, (1 << 22) // max(1, matrix.shape[1]))
         for low in range(0, matrix.shape[0], rows_at_once):
             magnitudes = matrix[low : low + rows_at_once].float().abs()
+            tops = [*largest, *magnitudes.reshape(-1).topk(min(2, magnitudes.numel())).values.tolist()]
+            largest = tuple(sorted(tops, reverse=True)[:2])
             self.row_sums[low : low + rows_at_once] = magnitudes.sum(1).cpu()
             self.column_sums += magnitudes.sum(0).cpu()
         self.total = float(self.row_sums.sum())
+        self.largest = largest
+        """The two largest magnitudes, the larger first."""
         self._log_share = self._count()
         self._recurs_nats, self._is_new_nats = self._learn_recurrence()
 
