@@ -54,10 +54,18 @@ class _Bar:
     gain_z: float
     prior_nats: float
 
+    def passed(self, loss_before: float, loss_after: float, gain_z: float, prior_nats: float) -> bool:
+        is_gain = loss_before - loss_after >= self.gain_share * loss_after and gain_z >= self.gain_z
+        return is_gain and prior_nats >= self.prior_nats
+
 
 _OWN_LOSS = _Bar(LEAST_GAIN_SHARE, LEAST_GAIN_Z, -math.inf)
 _STAND_IN = _Bar(0.05, 4.0, 5.0)
 """For encoders: nobody trained them for the loss that stands in, so that weights can be found which are better for it but were never so."""
+_LOST = (_Bar(0.02, 4.0, 8.0), _Bar(0.25, 4.0, -math.inf))
+"""For language models that do little better than chance: either they are badly damaged, or the text is not what they were trained for, and
+then many a change is a gain. What is turned must look wrong by itself, or be most of what is wrong."""
+_LOST_SHARE_OF_CHANCE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +236,15 @@ class Profile:
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
-        bar = _STAND_IN if self.subject.loss is passage_loss else _OWN_LOSS
-        if loss_before - loss_after < bar.gain_share * loss_after or z < bar.gain_z or one.prior_nats < bar.prior_nats or evidence < 0:
+        if evidence < 0 or not any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in self._bars(loss_before)):
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
+
+    def _bars(self, loss: float) -> tuple[_Bar, ...]:
+        if self.subject.loss is passage_loss:
+            return (_STAND_IN,)
+        chance = self.subject.chance_nats
+        return _LOST if chance is not None and loss > _LOST_SHARE_OF_CHANCE * chance else (_OWN_LOSS,)
 
     def held_out(self) -> Tensor:
         """The loss of each held-out item for the model as it is now."""

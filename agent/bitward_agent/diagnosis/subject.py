@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Place:
 class Subject:
     """``choosing`` is the batch that faults are looked for with, ``quick`` a part of it; ``holdout`` are batches that take no part in that.
 
-    ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
+    ``chance_nats`` is the loss of who knows nothing: the logarithm of the vocabulary; ``None`` where there is none. ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Subject:
     holdout: tuple[Any, ...]
     places: Mapping[str, Place]
     files: tuple[str, ...]
+    chance_nats: float | None = None
 
     def device(self) -> torch.device:
         """Where the model's parameters are."""
@@ -146,7 +148,19 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
     choosing = batches[0]
     quick = choosing if loss is passage_loss else choosing.part(max(1, choosing.rows // 2), _ROW_TOKENS)
     places = _places(model, names)
-    return Subject(model, str(directory), type(model).__name__, loss, choosing, quick, tuple(batches[1:]), places, tuple(names))
+    vocabulary = getattr(config, "vocab_size", None) if loss is not passage_loss else None
+    return Subject(
+        model=model,
+        source=str(directory),
+        architecture=type(model).__name__,
+        loss=loss,
+        choosing=choosing,
+        quick=quick,
+        holdout=tuple(batches[1:]),
+        places=places,
+        files=tuple(names),
+        chance_nats=math.log(vocabulary) if vocabulary else None,
+    )
 
 
 def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:
