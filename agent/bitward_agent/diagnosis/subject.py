@@ -45,7 +45,8 @@ class Place:
 class Subject:
     """``choosing`` is the batch that faults are looked for with, ``quick`` a part of it; ``holdout`` are batches that take no part in that.
 
-    ``chance_nats`` is the loss of who knows nothing: the logarithm of the vocabulary; ``None`` where there is none. ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
+    ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
+    ``chance_nats`` is the loss of who knows nothing: the logarithm of the vocabulary; ``None`` where there is none.
     """
 
     model: nn.Module
