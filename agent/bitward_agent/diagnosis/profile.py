@@ -93,6 +93,8 @@ class Profile:
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
         self.sensitivity: dict[str, float] = {}
+        self.is_blind = False
+        """Whether the last round could weigh nothing, as losses of the choosing batch were no numbers."""
 
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
@@ -117,7 +119,7 @@ class Profile:
     def round(self, extra: Sequence[Bit] = ()) -> list[Found]:
         """Look for a fault; what is confirmed is turned in the model. Further faults may come to light with it: the best is the first."""
         ranking = Ranking(self._names, self.prior_of)
-        self.pieces.backward(self.subject.choosing, ranking.see)
+        self.is_blind = not bool(self.pieces.backward(self.subject.choosing, ranking.see).isfinite().all())
         self.sensitivity = ranking.sensitivity
         sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
         if not sieved or self._stop():
@@ -225,7 +227,8 @@ class Profile:
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
         bar = _STAND_IN if self.subject.loss is passage_loss else _OWN_LOSS
-        if loss_before - loss_after < bar.gain_share * loss_after or z < bar.gain_z or one.prior_nats < bar.prior_nats or evidence < 0:
+        wins = loss_before - loss_after >= bar.gain_share * loss_after and z >= bar.gain_z and evidence >= 0
+        if not (wins and one.prior_nats >= bar.prior_nats):  # said so that what is no number does not pass
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
 
