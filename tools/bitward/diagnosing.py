@@ -97,7 +97,9 @@ def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:
     if wish.output is None or not (unflips or diagnosis.patches):
         return report
     written = write_and_protect(wish.model, wish.output, unflips=unflips, patches=diagnosis.patches, jobs=wish.jobs)
-    return replace(report, output=written.directory, exit_code=ExitCode.OK)
+    is_left = not diagnosis.patches and any(one.bit is None for one in report.suspects)
+    is_whole = len(unflips) == len(report.unflips) and not is_left
+    return replace(report, output=written.directory, exit_code=ExitCode.OK if is_whole else ExitCode.NOT_REPAIRABLE)
 
 
 def _write_page(path: str, report: DiagnosisReport, diagnosis: Diagnosis) -> None:

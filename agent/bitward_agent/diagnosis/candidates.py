@@ -75,7 +75,7 @@ class Ranking:
             self._see_part(name, _Part(weight[low : low + step], slope[low : low + step], low, prior))
 
     def _see_part(self, name: str, part: _Part) -> None:
-        pull = part.slope * part.weight.float()
+        pull = (part.slope * part.weight.float()).nan_to_num(0.0, math.inf, -math.inf)  # topk takes NaN for the largest
         self.sensitivity[name] = math.hypot(self.sensitivity.get(name, 0.0), float(pull.norm()))
         count = min(_PER_PART, pull.numel())
         shrinking = pull.topk(count).indices

@@ -8,7 +8,7 @@ from bitward_formats.frozen import dataclass
 
 
 class Step(StrEnum):
-    """The rungs of the ladder, in the order in which they are taken."""
+    """The rungs of the ladder; ``ladder.ALL_STEPS`` has the order in which they are taken."""
 
     TRIAGE = "triage"
     DIFFERENTIAL = "differential"

@@ -70,10 +70,6 @@ class Diagnosis:
     sensitivity: tuple[tuple[str, float], ...] = ()
 
 
-class _OutOfTime(Exception):
-    """The budget is used up."""
-
-
 def parse_steps(words: str | None) -> tuple[Step, ...]:
     """``triage,profile`` → steps, in the ladder's order.
 
@@ -93,7 +89,7 @@ def diagnose(request: Request, *, progress: ProgressSink | None = None, tell: TE
     """Climb the ladder.
 
     Raises:
-        InputError: there is no such model, text or reference.
+        InputError: there is no such model, or nothing in it that holds weights. What only a step needs makes that step fail.
     """
     return _Ladder(request, progress, tell).climb()
 
@@ -111,6 +107,7 @@ class _Ladder:
         self.triaged: TriageReport | None = None
         self.model: ModelSteps | None = None
         self.is_cut_short = False
+        self.is_refused = False
         self.loss_before: float | None = None
         self.loss_after: float | None = None
 
@@ -141,6 +138,7 @@ class _Ladder:
     def _skip(self, step: Step, why: str) -> None:
         self.steps.append(StepReport(step, StepState.SKIPPED, 0.0, (why,)))
         self.is_cut_short |= self.seconds_left() <= 0
+        self.is_refused |= step in self.request.steps
 
     def _take(self, step: Step) -> None:
         works: dict[Step, Callable[[], Sequence[str]]] = {
@@ -157,8 +155,6 @@ class _Ladder:
         self.tell(f"{step} …")
         try:
             words, state = tuple(works[step]()), StepState.DONE
-        except _OutOfTime:
-            words, state = ("the budget was used up",), StepState.FAILED
         except (BitwardError, FormatError) as error:
             if step is Step.TRIAGE and isinstance(error, InputError):
                 raise
@@ -260,12 +256,15 @@ class _Ladder:
     def _perturbation(self) -> list[str]:
         scores, words = self._loaded().perturbation()
         self.blocks += scores
+        self.is_cut_short |= self.seconds_left() <= 0
+        self.is_refused |= not scores and Step.PERTURBATION in self.request.steps
         return words
 
     def _recovery(self) -> list[str]:
         model = self._loaded()
         attempts, words = model.recover(self.suspects, self.request.donors)
         self.attempts += attempts
+        self.is_cut_short |= self.seconds_left() <= 0
         self.loss_after = model.loss()
         return words
 
@@ -299,11 +298,12 @@ class _Ladder:
     def _verdict(self) -> DiagnosisVerdict:
         if self.unflips or any(one.accepted for one in self.attempts):
             return DiagnosisVerdict.FAULT_FOUND
-        if self.suspects:
+        if self.suspects or any(one.evidence == "trace" for one in self.blocks):
             return DiagnosisVerdict.SUSPICIOUS
         done = [one for one in self.steps if one.state is StepState.DONE]
         failed = [one for one in self.steps if one.state is StepState.FAILED]
-        return DiagnosisVerdict.CLEAN if done and not failed and not self.is_cut_short else DiagnosisVerdict.INCONCLUSIVE
+        is_whole = bool(done) and not (failed or self.is_cut_short or self.is_refused)
+        return DiagnosisVerdict.CLEAN if is_whole else DiagnosisVerdict.INCONCLUSIVE
 
 
 def _counted(number: int, noun: str) -> str:

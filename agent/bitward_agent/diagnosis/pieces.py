@@ -44,6 +44,14 @@ def find_blocks(model: nn.Module) -> tuple[list[str], list[nn.Module]]:
     return (best_names, best) if len(best) > 1 else ([], [])
 
 
+def _own_parameters(model: nn.Module, blocks: Sequence[nn.Module]) -> bool:
+    """Whether no block shares a parameter with another, or with what is outside of the blocks: else a part would run without the rest."""
+    of_blocks = [id(one) for block in blocks for one in block.parameters()]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    outside = {id(one) for module in model.modules() if id(module) not in inside for one in module.parameters(recurse=False)}
+    return len(of_blocks) == len(set(of_blocks)) and outside.isdisjoint(of_blocks)
+
+
 class Pieces:
     """Runs ``loss(model, batch)`` whole, from a block on, or backward block by block.
 
@@ -56,7 +64,7 @@ class Pieces:
         names, blocks = find_blocks(model)
         self.block_names, self.blocks = names, blocks
         self._besides: list[tuple[Any, ...] | None] = [None] * len(blocks)  # what a tuple that a block gives holds after the hidden state
-        if blocks and not self._is_chain(batch):
+        if blocks and not (_own_parameters(model, blocks) and self._is_chain(batch)):
             self.block_names, self.blocks = [], []
         self.after_blocks = self._find_after_blocks(batch) if self.blocks else frozenset[str]()
         self._block_of = {id(parameter): number for number, block in enumerate(self.blocks) for parameter in block.parameters()}

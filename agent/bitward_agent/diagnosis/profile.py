@@ -40,7 +40,7 @@ _PRIOR_LIMIT_NATS = 25.0
 _NEGLIGIBLE = 2.0**-10
 FOUND_LIMIT = 16
 """Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
-LEAST_GAIN_SHARE = 0.003
+LEAST_GAIN_SHARE = 0.008
 """An un-flip must win this share of the held-out loss: in clean models the best of all bits wins less (docs/diagnosis.md)."""
 LEAST_GAIN_Z = 2.5
 """…and so many standard errors of the mean difference by item."""
@@ -101,6 +101,8 @@ class Profile:
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
         self.sensitivity: dict[str, float] = {}
+        self.is_blind = False
+        """Whether the last round could weigh nothing, as losses of the choosing batch were no numbers."""
 
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
@@ -125,7 +127,7 @@ class Profile:
     def round(self, extra: Sequence[Bit] = ()) -> list[Found]:
         """Look for a fault; what is confirmed is turned in the model. Further faults may come to light with it: the best is the first."""
         ranking = Ranking(self._names, self.prior_of)
-        self.pieces.backward(self.subject.choosing, ranking.see)
+        self.is_blind = not bool(self.pieces.backward(self.subject.choosing, ranking.see).isfinite().all())
         self.sensitivity = ranking.sensitivity
         sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
         if not sieved or self._stop():
@@ -236,7 +238,8 @@ class Profile:
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
-        if evidence < 0 or not any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in self._bars(loss_before)):
+        passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in self._bars(loss_before))
+        if not (passes and evidence >= 0):  # said so that what is no number does not pass
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
 

@@ -17,10 +17,11 @@ from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Un
 from bitward_agent.diagnosis.perturbation import branch_scores, perturb
 from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, Found, Profile
 from bitward_agent.diagnosis.recovery import Part, Recovery
-from bitward_agent.diagnosis.subject import Subject, load_subject
+from bitward_agent.diagnosis.subject import ModelError, Subject, load_subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, value_of
 from bitward_agent.diagnosis.trace import compare
 from bitward_agent.diagnosis.writing import Patch
+from bitward_agent.io import resolve
 from bitward_formats.frozen import dataclass
 
 _ONE_BY_ONE = 64
@@ -43,13 +44,17 @@ class ModelSteps:
     """A loaded model and what was done to it. Losses are means over the held-out items, in nats; ``None`` where not finite."""
 
     def __init__(self, source: str, text: str, device: str, stop: Callable[[], bool]) -> None:
+        """
+        Raises:
+            ModelError: it cannot be loaded, or its loss cannot be had.
+        """
         self.subject: Subject = load_subject(source, text, device=device)
-        self.search = Profile(self.subject, stop=stop)
+        self.search = _first_run(self.subject, stop)
         self.architecture = self.subject.architecture
         self._stop = stop
         self._changed: list[str] = []
         self._branch = ""
-        self._parameter_of = {(place.path, place.tensor): name for name, place in self.subject.places.items()}
+        self._parameter_of = {(resolve(place.path), place.tensor): name for name, place in self.subject.places.items()}
 
     def loss(self) -> float | None:
         """The mean loss of the held-out text for the model as it is now."""
@@ -63,7 +68,7 @@ class ModelSteps:
         asked about them.
         """
         before = self.loss()
-        asked = [(one, self._parameter_of.get((one.path, one.tensor))) for one in proposals]
+        asked = [(one, self._parameter_of.get((resolve(one.path), one.tensor))) for one in proposals]
         for one, name in asked:
             if name is not None:
                 self._turn(one, name)
@@ -74,7 +79,8 @@ class ModelSteps:
                 with_it = self.search.held_out()
                 self._turn(one, name)
                 lost = float((with_it - self.search.held_out()).sum())
-                if math.isfinite(lost) and lost > one.score_nats:
+                breaks = bool(self.search.held_out().isfinite().all()) and not bool(with_it.isfinite().all())
+                if breaks or (math.isfinite(lost) and lost > one.score_nats):
                     refused.append(one)
                     continue
                 self._turn(one, name)
@@ -209,8 +215,8 @@ class ModelSteps:
         return [part for _, part in sorted(tried, key=lambda one: one[0])]
 
     def patches(self) -> tuple[Patch, ...]:
-        """The tensors that recovery changed, as bytes for their files."""
-        return patches_of(self.subject, self._changed) if self._changed else ()
+        """The tensors that recovery changed, as bytes for their files; those of a factory's model have none."""
+        return patches_of(self.subject, [name for name in self._changed if name in self.subject.places])
 
     def tensors(self) -> tuple[str, ...]:
         """The names of all parameters, as the files have them where these are known."""
@@ -227,10 +233,13 @@ class ModelSteps:
         named = self._of_model(candidates)
         extra = [(name, _element(one, self.search.parameters[name].shape), one.bit) for one, name in named if one.bit is not None]
         found = self.search.run(extra=extra, tell=tell)
+        if self.search.is_blind and not found:
+            raise ModelError("the loss of the text that faults are looked for with is not a number, so no bit can be weighed by it")
         return [Unflip(self._suspect(one), one.loss_before, one.loss_after, one.gain_z) for one in found]
 
     def _of_model(self, suspects: Sequence[Suspect]) -> list[tuple[Suspect, str]]:
-        return [(one, self._parameter_of[one.path, one.tensor]) for one in suspects if (one.path, one.tensor) in self._parameter_of]
+        named = [(one, self._parameter_of.get((resolve(one.path), one.tensor)) if one.path else None) for one in suspects]
+        return [(one, name) for one, name in named if name is not None]
 
     def _turn(self, one: Suspect, name: str) -> None:
         assert one.bit is not None
@@ -266,6 +275,25 @@ class ModelSteps:
             score_nats=score_nats,
             words=f"{tensor}[{', '.join(map(str, index))}]: {words}",
         )
+
+
+def _first_run(subject: Subject, stop: Callable[[], bool]) -> Profile:
+    """The search, once the model has run on all batches. What a model, or a factory's loss, raises then is no fault of ours."""
+    try:
+        search = Profile(subject, stop=stop)
+        losses = search.pieces.losses(subject.choosing)
+        if losses.dim() != 1 or not losses.numel():
+            shape = list(losses.shape)
+            raise ModelError(f"{subject.source}: its loss must give a 1-D tensor of one loss per item, not one of shape {shape}")
+        search.held_out()
+    except ModelError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryError(str(error)) from error
+    except Exception as error:
+        words = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise ModelError(f"{subject.source}: it fails on the calibration batches: {type(error).__name__}: {words}") from error
+    return search
 
 
 def _element(one: Suspect, shape: torch.Size) -> int:

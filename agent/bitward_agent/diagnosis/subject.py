@@ -117,11 +117,17 @@ def _from_factory(source: str, device: str) -> Subject:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{source}: no such factory: {error}") from error
-    made = factory()
-    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module) and callable(made[1]) and len(made[2]) > 1):
+    try:
+        made = factory()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{source}: the factory fails: {type(error).__name__}: {_first_line(error)}") from error
+    is_triple = isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module) and callable(made[1])
+    if not (is_triple and isinstance(made[2], Sequence) and len(made[2]) > 1):
         raise ModelError(f"{source}: a factory must return (torch module, loss(module, batch), [two or more batches])")
     model, loss, batches = made
-    model.eval().to(device)
+    _move(model.eval(), device)
     return Subject(model, source, type(model).__name__, loss, batches[0], batches[0], tuple(batches[1:]), {}, ())
 
 
@@ -143,9 +149,11 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
         raise
     except Exception as error:
         raise ModelError(f"{directory}: transformers cannot load this model: {type(error).__name__}: {_first_line(error)}") from error
-    model.eval().to(device)
+    _move(model.eval(), device)
+    if loss is masked_loss and getattr(tokenizer, "mask_token_id", None) is None:
+        raise ModelError(f"{directory}: a masked language model whose tokenizer has no mask token: nothing can be hidden from it")
     batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
-    names = [str(file) for file in files]
+    names = [resolve(str(file)) for file in files]  # as triage names them, whatever way leads there
     choosing = batches[0]
     quick = choosing if loss is passage_loss else choosing.part(max(1, choosing.rows // 2), _ROW_TOKENS)
     places = _places(model, names)
@@ -162,6 +170,15 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
         files=tuple(names),
         chance_nats=math.log(vocabulary) if vocabulary else None,
     )
+
+
+def _move(model: nn.Module, device: str) -> None:
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
+    except (AssertionError, RuntimeError) as error:  # torch asserts that it was built for the device
+        raise ModelError(f"--device {device}: torch cannot run a model there: {_first_line(error)}") from error
 
 
 def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:
@@ -198,7 +215,7 @@ def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: 
 
 
 def _places(model: nn.Module, files: Sequence[str]) -> dict[str, Place]:
-    """Where each parameter's bytes lie, for those whose name, shape, element type and first bytes agree with a tensor of the files."""
+    """Where each parameter's bytes lie, for those whose name, shape and element type agree with a tensor of the files."""
     found: dict[str, tuple[Place, tuple[int, ...]]] = {}
     for path in files:
         for span in inspect_file(resolve(path)).spans:

@@ -44,7 +44,7 @@ class WeightPrior:
         self.column_sums = torch.zeros(matrix.shape[1], dtype=torch.float32)
         rows_at_once = max(1, (1 << 22) // max(1, matrix.shape[1]))
         for low in range(0, matrix.shape[0], rows_at_once):
-            magnitudes = matrix[low : low + rows_at_once].float().abs()
+            magnitudes = _finite(matrix[low : low + rows_at_once].float().abs())
             tops = [*largest, *magnitudes.reshape(-1).topk(min(2, magnitudes.numel())).values.tolist()]
             largest = tuple(sorted(tops, reverse=True)[:2])
             self.row_sums[low : low + rows_at_once] = magnitudes.sum(1).cpu()
@@ -58,6 +58,7 @@ class WeightPrior:
     def scale(self, row: Tensor, column: Tensor, without: Tensor) -> Tensor:
         """The usual magnitude at places, of which ``without`` (float magnitudes) are the values there now."""
         rows, columns = self._matrix.shape
+        without = _finite(without)
         if rows == 1:
             return ((self.total - without) / max(1, columns - 1)).clamp(min=1e-30)
         in_row = (self.row_sums[row] - without) / max(1, columns - 1)
@@ -115,7 +116,7 @@ class WeightPrior:
         rows, columns = self._matrix.shape
         row_step = max(1, -(-rows * columns // _SAMPLE))
         picked = torch.arange(0, rows, row_step)
-        part = self._matrix[picked].float().abs().cpu()
+        part = _finite(self._matrix[picked].float().abs().cpu())
         scale = self.scale(picked.unsqueeze(1), torch.arange(columns).unsqueeze(0), part)
         kept = part > 0
         at = ((torch.log2(part[kept] / scale[kept]) - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).clamp(0, _BINS - 1).long()
@@ -129,6 +130,11 @@ class WeightPrior:
             others[bin_alone] = 0
             self._log_share_without_one[bin_alone] = _smoothed(others)[bin_alone]
         return log_share
+
+
+def _finite(magnitudes: Tensor) -> Tensor:
+    """What is no finite number counts as zero, so that one such element does not spoil what is known of the others."""
+    return magnitudes.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _smoothed(counts: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--reference", metavar="MODEL2", help="A model of the same architecture, of whatever element type or quantisation.")
 @click.option("--trace", metavar="FILE", help="What `bitward trace` recorded when the model was good.")
 @click.option("--donor", "donors", metavar="DIR", multiple=True, help="A sibling or older checkpoint that blocks may be taken from.")
-@click.option("--steps", metavar="LIST", help="triage, differential, perturbation, profile, recovery; without it all that make sense.")
+@click.option("--steps", metavar="LIST", help="triage, differential, profile, perturbation, recovery; without it all that make sense.")
 @click.option("--budget", metavar="TIME", callback=_duration, help="Stop after about this long, such as 5m.")
 @click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="Where torch runs the model.")
 @click.option("--apply", "is_applied", is_flag=True, help="Write a repaired copy to --output, and protect it.")
@@ -61,6 +61,8 @@ def command(
     from bitward.diagnosing import Wish, diagnose_model, serving_report
     from bitward.report.diagnosis_text import diagnosis_lines, serving_lines
 
+    if is_serving and (is_applied or output or steps or reference or trace or donors or html or budget):
+        raise click.UsageError("--serving goes with --calibration and --device only.", click.get_current_context())
     if is_serving:
         return view.finish(serving_report(model, calibration=calibration, device=device, jobs=jobs), serving_lines)
     wish = Wish(model, calibration, reference, trace, donors, steps, budget, device, output if is_applied else None, html, jobs)
