@@ -83,11 +83,13 @@ def serving_report(model: str, *, calibration: str | None, device: str, jobs: in
         raise InputError(f"{model}: its sidecars know of no block that cannot be restored (bitward verify: {verified.verdict})")
     try:
         from bitward_agent.diagnosis.serving import judge_serving
-        from bitward_agent.diagnosis.subject import load_subject
+        from bitward_agent.diagnosis.subject import load_subject, told_as_model_error
     except ImportError as error:
         raise MissingExtraError(f"judging a model needs {error.name}: pip install 'bitward[diagnose]'") from error
     text = calibration_text(None if calibration is None else Path(calibration))
-    return judge_serving(load_subject(model, text, device=device), damages)
+    subject = load_subject(model, text, device=device)
+    with told_as_model_error(model):
+        return judge_serving(subject, damages)
 
 
 def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:

@@ -15,8 +15,7 @@ from bitward_agent.diagnosis.tensor_bits import FORMS
 from bitward_agent.diagnosis.trace import Departure, TraceFindings
 from bitward_agent.diagnosis.trace_repairs import Change
 from bitward_agent.durable import atomic_file
-from bitward_agent.errors import InputError, UnreadableError
-from bitward_agent.io import reason
+from bitward_agent.io import read_regular
 from bitward_formats.trace_file import FILE_LIMIT_BYTES, Trace, read_trace, write_trace
 
 TRACE_NAME = "bitward.trace"
@@ -34,14 +33,7 @@ def load_trace(path: Path) -> Trace:
         InputError: It is too large to be one.
         TraceError: It is none, or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot read the trace: {reason(error)}") from error
-    if len(data) > FILE_LIMIT_BYTES:
-        raise InputError(f"{path}: more than {FILE_LIMIT_BYTES >> 20} MiB; no trace is so large")
-    return read_trace(data)
+    return read_trace(read_regular(str(path), FILE_LIMIT_BYTES, "no trace is so large"))
 
 
 def save_trace(path: Path, trace: Trace) -> int:

@@ -166,8 +166,12 @@ class _Ladder:
         except MemoryError:
             words, state = ("not enough memory for this step",), StepState.FAILED
         except RuntimeError as error:  # torch's way to say almost everything, out of memory among it
-            kind = "not enough memory for this step" if "memory" in str(error).lower() else f"torch: {str(error).splitlines()[0][:300]}"
+            kind = "not enough memory for this step" if "memory" in str(error).lower() else f"torch: {(str(error).splitlines() or ['no message'])[0][:300]}"
             words, state = (kind,), StepState.FAILED
+        except Exception as error:  # somebody else's model may raise anything when it is run; the other steps still tell
+            if step is Step.TRIAGE:
+                raise
+            words, state = (f"running the model failed: {type(error).__name__}: {str(error)[:300]}",), StepState.FAILED
         self.steps.append(StepReport(step, state, time.monotonic() - began, words))
 
     # ------------------------------------------------------------------------------------------------------------- the steps
