@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,42 @@ def test_pipes_and_devices_are_refused_before_they_are_read(tmp_path: Path) -> N
         for read in (calibration_text, load_trace, read_labelled):
             with pytest.raises(BitwardError, match="not a regular file"):
                 read(path)
+
+
+@pytest.mark.parametrize(
+    "command", [["trace", "-o"], ["diagnose", "--steps", "triage", "--html"], ["campaign", "--svg"], ["campaign", "--html"]]
+)
+def test_an_output_never_takes_the_place_of_weights_or_devices(
+    command: list[str], untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _with_config(untrained, tmp_path / "model")
+    weights = model / "model.safetensors"
+    before = weights.read_bytes()
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(weights)
+    first, *rest = command
+    for output, code in ((weights, 2), (pipe, 3), (link, 3)):
+        assert main([first, str(model), *rest, str(output)]) == code
+    assert weights.read_bytes() == before
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert "internal fault" not in capsys.readouterr().err
+
+
+def test_a_trace_and_a_page_are_written_anew(untrained: Path, tmp_path: Path) -> None:
+    page, trace = tmp_path / "page.html", tmp_path / "trace"
+    for _ in range(2):
+        assert main(["diagnose", str(untrained), "--steps", "triage", "--html", str(page), "--jobs", "1"]) in (0, 1, 4)
+        assert main(["trace", str(untrained), "-o", str(trace)]) == 0
+
+
+def test_a_hardening_that_is_terminated_leaves_nothing(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitward.hardening
+
+    def terminated(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(bitward.hardening, "_hardened", terminated)
+    assert main(["harden", str(untrained), "--output", str(tmp_path / "out")]) == 130
+    assert list(tmp_path.iterdir()) == []

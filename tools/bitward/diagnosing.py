@@ -12,7 +12,7 @@ from bitward.recovering import write_and_protect
 from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.facts import DiagnosisReport
 from bitward_agent.diagnosis.ladder import Diagnosis, Request, diagnose, parse_steps
-from bitward_agent.durable import atomic_file
+from bitward_agent.durable import atomic_file, refuse_other_file
 from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode, ProgressSink
 from bitward_formats.errors import MissingExtraError
@@ -20,6 +20,9 @@ from bitward_formats.frozen import dataclass
 
 if TYPE_CHECKING:
     from bitward_agent.diagnosis.serving_facts import ServingReport
+
+
+PAGE_BEGINNING = b"<!doctype html>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
     )
     if wish.output is not None and not os.path.isdir(wish.model):
         raise InputError(f"{wish.model}: a repaired copy can be written of a model directory only")
+    if wish.html is not None:
+        refuse_other_file(wish.html, PAGE_BEGINNING)
     diagnosis = diagnose(request, progress=progress, tell=tell)
     report = diagnosis.report
     if wish.output is not None:

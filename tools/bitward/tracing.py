@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 from bitward_agent.diagnosis.calibration import calibration_text
+from bitward_agent.durable import refuse_other_file
 from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode
 from bitward_formats.errors import MissingExtraError
 from bitward_formats.frozen import dataclass
+from bitward_formats.trace_file import MAGIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def record_trace(model: str, output: str | None = None, *, calibration: str | No
     if output is None and not Path(model).is_dir():
         raise InputError(f"{model}: no such directory (for module:factory say where the trace goes, with -o)")
     target = Path(model) / TRACE_NAME if output is None else Path(output)
+    refuse_other_file(str(target), MAGIC)
     subject = load_subject(model, calibration_text(None if calibration is None else Path(calibration)), device=device)
     with told_as_model_error(model):
         trace = record(subject)

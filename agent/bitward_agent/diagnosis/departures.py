@@ -14,9 +14,9 @@ from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS
 from bitward_agent.diagnosis.trace import Departure, TraceFindings
 from bitward_agent.diagnosis.trace_repairs import Change
-from bitward_agent.durable import atomic_file
+from bitward_agent.durable import atomic_file, refuse_other_file
 from bitward_agent.io import read_regular
-from bitward_formats.trace_file import FILE_LIMIT_BYTES, Trace, read_trace, write_trace
+from bitward_formats.trace_file import FILE_LIMIT_BYTES, MAGIC, Trace, read_trace, write_trace
 
 TRACE_NAME = "bitward.trace"
 """What a model's trace is called in its directory."""
@@ -41,9 +41,11 @@ def save_trace(path: Path, trace: Trace) -> int:
 
     Raises:
         WriteError: That is not possible.
+        InputError: Something else than a trace lies there.
         TraceSyntaxError: The trace is too large.
     """
     data = write_trace(trace)
+    refuse_other_file(str(path), MAGIC)
     with atomic_file(str(path)) as file:
         file.write_all(data, 0)
     return len(data)
