@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from bitward_agent.diagnosis.ladder import Request, diagnose
 from bitward_agent.diagnosis.subject import ModelError, load_subject, told_as_model_error, weight_files
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.hardening.labelled import read_labelled
+from bitward_formats.errors import TraceSyntaxError
+from bitward_formats.trace_file import write_trace
 from diagnosis.tiny_models import write_tokenizer
 
 
@@ -139,3 +142,13 @@ def test_a_hardening_that_is_terminated_leaves_nothing(untrained: Path, tmp_path
     monkeypatch.setattr(bitward.hardening, "_hardened", terminated)
     assert main(["harden", str(untrained), "--output", str(tmp_path / "out")]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_of_values_that_overflow_does_not_agree_with_everything(untrained: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    assert main(["trace", str(untrained), "-o", str(trace)]) == 0
+    kept = load_trace(trace)
+    forged = [dataclasses.replace(one, values=one.values * 1e300) for one in kept.entries]
+    trace.write_bytes(write_trace(dataclasses.replace(kept, entries=tuple(forged))))
+    with pytest.raises(TraceSyntaxError, match="exponent"):
+        load_trace(trace)
