@@ -8,8 +8,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from bitward_agent.errors import WriteError
-from bitward_agent.io import DISK, Disk, OpenFile, open_folder, reason
+from bitward_agent.errors import InputError, WriteError
+from bitward_agent.io import DISK, Disk, OpenFile, open_folder, reason, resolve
 
 
 def sync_folder(folder_fd: int, disk: Disk = DISK) -> None:
@@ -105,6 +105,21 @@ def atomic_file(path: str, disk: Disk = DISK, *, mode: int = 0o644) -> Iterator[
             sync_folder(folder_fd, disk)
     finally:
         disk.close(folder_fd)
+
+
+def refuse_other_file(path: str, beginning: bytes) -> None:
+    """Refuse an output that would take the place of something else, such as a model's weights or a device.
+
+    Raises:
+        InputError: What lies there is not empty and does not begin, in either case of letters, with ``beginning``.
+        UnreadableError: It is no regular file (``NotRegularFileError``), is a link, or cannot be read.
+    """
+    if not os.path.lexists(path):
+        return
+    with OpenFile(os.path.join(resolve(os.path.dirname(path) or "."), os.path.basename(path))) as file:
+        found = file.read(0, len(beginning))
+    if found and found.lower() != beginning.lower():
+        raise InputError(f"{path}: is there already and holds something else; it is not overwritten")
 
 
 def _temporary_file(path: str, temporary: str, folder_fd: int, disk: Disk) -> OpenFile:

@@ -13,7 +13,7 @@ import stat
 from types import TracebackType
 from typing import Self
 
-from bitward_agent.errors import BusyError, NotRegularFileError, UnreadableError, WriteError
+from bitward_agent.errors import BusyError, InputError, NotRegularFileError, UnreadableError, WriteError
 from bitward_formats.frozen import dataclass
 
 SECTOR_BYTES = 4096
@@ -262,6 +262,20 @@ def merge_ranges(ranges: list[Range]) -> list[Range]:
         else:
             merged.append((low, high))
     return merged
+
+
+def read_regular(path: str, limit_bytes: int, what: str) -> bytes:
+    """A whole small file. Pipes and devices, which may never end, are refused before anything is read.
+
+    Raises:
+        InputError: It has more than ``limit_bytes``.
+        UnreadableError: It cannot be read, or is no regular file.
+    """
+    with OpenFile(resolve(path)) as file:
+        size = file.state().size
+        if size > limit_bytes:
+            raise InputError(f"{path}: more than {limit_bytes >> 20} MiB; {what}")
+        return file.read(0, size)
 
 
 def drop_cache(fd: int, offset: int, length: int) -> None:

@@ -45,7 +45,8 @@ _CODE_BITS = 1 + _EXPONENT_BITS + _MANTISSA_BITS
 _TOP_EXPONENT = (1 << _EXPONENT_BITS) - 1
 _CODE_MASK = (1 << _CODE_BITS) - 1
 _NAME_LIMIT_BYTES = 1024
-_EXPONENT_LIMIT = 2048
+_EXPONENT_LIMIT = 256
+"""Sums of float32 values are below 2^192; larger ones would overflow when they are squared, and agree with everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def campaign(order: CampaignOrder, tell: Callable[[TrialResult], None] | None = 
         import torch
 
         from bitward_agent.diagnosis.calibration import OWN_TEXT, calibration_text
+        from bitward_agent.diagnosis.subject import told_as_model_error
         from bitward_agent.hardening.labelled import LabelledMeasure, read_labelled
         from bitward_agent.hardening.measuring import ModelMeasure
         from bitward_agent.hardening.targets import worst_flips
@@ -73,19 +74,20 @@ def campaign(order: CampaignOrder, tell: Callable[[TrialResult], None] | None = 
         torch.set_num_threads(order.jobs)
     text = calibration_text(None if order.calibration is None else Path(order.calibration))
     measure: Measure
-    if order.labels is not None:
-        if order.metric != "accuracy":
-            raise InputError("--labels is for --metric accuracy")
-        model = LabelledMeasure(order.model, read_labelled(Path(order.labels)), text, text_name=os.path.basename(order.labels))
-        measure, subject = model, model.subject
-    else:
-        name = OWN_TEXT if order.calibration is None else os.path.basename(order.calibration)
-        plain = ModelMeasure(order.model, text, metric=order.metric, text_name=name, max_tokens=order.max_tokens)
-        measure, subject = plain, plain.subject
-    if order.targeted:
-        wanted = int(max(order.targeted)) * order.trials
-        targets = tuple(worst_flips(subject, wanted, Component(order.component, measure.parameters)))
-        request = CampaignRequest(
-            request.model, request.levels, request.defences, request.trials, request.seed, request.component, targets
-        )
-    return run_campaign(request, measure, tell)
+    with told_as_model_error(order.model):
+        if order.labels is not None:
+            if order.metric != "accuracy":
+                raise InputError("--labels is for --metric accuracy")
+            model = LabelledMeasure(order.model, read_labelled(Path(order.labels)), text, text_name=os.path.basename(order.labels))
+            measure, subject = model, model.subject
+        else:
+            name = OWN_TEXT if order.calibration is None else os.path.basename(order.calibration)
+            plain = ModelMeasure(order.model, text, metric=order.metric, text_name=name, max_tokens=order.max_tokens)
+            measure, subject = plain, plain.subject
+        if order.targeted:
+            wanted = int(max(order.targeted)) * order.trials
+            targets = tuple(worst_flips(subject, wanted, Component(order.component, measure.parameters)))
+            request = CampaignRequest(
+                request.model, request.levels, request.defences, request.trials, request.seed, request.component, targets
+            )
+        return run_campaign(request, measure, tell)

@@ -12,7 +12,7 @@ from bitward.recovering import write_and_protect
 from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.facts import DiagnosisReport
 from bitward_agent.diagnosis.ladder import Diagnosis, Request, diagnose, parse_steps
-from bitward_agent.durable import atomic_file
+from bitward_agent.durable import atomic_file, refuse_other_file
 from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode, ProgressSink
 from bitward_formats.errors import MissingExtraError
@@ -20,6 +20,9 @@ from bitward_formats.frozen import dataclass
 
 if TYPE_CHECKING:
     from bitward_agent.diagnosis.serving_facts import ServingReport
+
+
+PAGE_BEGINNING = b"<!doctype html>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
     )
     if wish.output is not None and not os.path.isdir(wish.model):
         raise InputError(f"{wish.model}: a repaired copy can be written of a model directory only")
+    if wish.html is not None:
+        refuse_other_file(wish.html, PAGE_BEGINNING)
     diagnosis = diagnose(request, progress=progress, tell=tell)
     report = diagnosis.report
     if wish.output is not None:
@@ -83,11 +88,13 @@ def serving_report(model: str, *, calibration: str | None, device: str, jobs: in
         raise InputError(f"{model}: its sidecars know of no block that cannot be restored (bitward verify: {verified.verdict})")
     try:
         from bitward_agent.diagnosis.serving import judge_serving
-        from bitward_agent.diagnosis.subject import load_subject
+        from bitward_agent.diagnosis.subject import load_subject, told_as_model_error
     except ImportError as error:
         raise MissingExtraError(f"judging a model needs {error.name}: pip install 'bitward[diagnose]'") from error
     text = calibration_text(None if calibration is None else Path(calibration))
-    return judge_serving(load_subject(model, text, device=device), damages)
+    subject = load_subject(model, text, device=device)
+    with told_as_model_error(model):
+        return judge_serving(subject, damages)
 
 
 def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:

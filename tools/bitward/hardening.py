@@ -191,7 +191,7 @@ def _tuned(order: HardenOrder, folder: Path, tell: Callable[[int, float], None] 
         import torch
 
         from bitward_agent.diagnosis.calibration import calibration_text
-        from bitward_agent.diagnosis.subject import load_subject
+        from bitward_agent.diagnosis.subject import load_subject, told_as_model_error
         from bitward_agent.hardening.self_correction import tune
     except ImportError as error:
         raise BitwardError("fine-tuning runs the model: pip install 'bitward[diagnose]'") from error
@@ -201,7 +201,8 @@ def _tuned(order: HardenOrder, folder: Path, tell: Callable[[int, float], None] 
         torch.set_num_threads(order.jobs)
     text = calibration_text(None if order.calibration is None else Path(order.calibration))
     subject = load_subject(order.model, text, max_tokens=order.max_tokens)
-    tuned = tune(subject, order.tuning, tell)
+    with told_as_model_error(order.model):
+        tuned = tune(subject, order.tuning, tell)
     source = Path(order.model)
     for name, weight in tuned.weights.items():
         place = subject.places[name]

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 from bitward_agent.diagnosis.calibration import calibration_text
-from bitward_agent.errors import BitwardError, InputError
+from bitward_agent.durable import refuse_other_file
+from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode
 from bitward_formats.errors import MissingExtraError
 from bitward_formats.frozen import dataclass
+from bitward_formats.trace_file import MAGIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,17 @@ def record_trace(model: str, output: str | None = None, *, calibration: str | No
     started = time.monotonic()
     try:
         from bitward_agent.diagnosis.departures import TRACE_NAME, save_trace
-        from bitward_agent.diagnosis.subject import load_subject
+        from bitward_agent.diagnosis.subject import load_subject, told_as_model_error
         from bitward_agent.diagnosis.trace import record
     except ImportError as error:
         raise MissingExtraError(f"a trace needs {error.name}: pip install 'bitward[diagnose]'") from error
     if output is None and not Path(model).is_dir():
         raise InputError(f"{model}: no such directory (for module:factory say where the trace goes, with -o)")
     target = Path(model) / TRACE_NAME if output is None else Path(output)
+    refuse_other_file(str(target), MAGIC)
     subject = load_subject(model, calibration_text(None if calibration is None else Path(calibration)), device=device)
-    try:
+    with told_as_model_error(model):
         trace = record(subject)
-    except RuntimeError as error:
-        raise BitwardError(f"{model}: torch cannot run this model: {(str(error).splitlines() or ['no message'])[0][:300]}") from error
     size = save_trace(target, trace)
     tokens = max((one.values.size for one in trace.inputs), default=0)
     return TraceReport(model, str(target), size, len(trace.entries), tokens, time.monotonic() - started)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from bitward_agent.errors import InputError, UnreadableError
+from bitward_agent.errors import InputError
+from bitward_agent.io import read_regular
 
 OWN_TEXT = "built-in text"
 """What reports call the text that ships with the package."""
@@ -24,12 +25,7 @@ def calibration_text(path: Path | None) -> str:
     """
     if path is None:
         return (files("bitward_agent.diagnosis") / "calibration.txt").read_text(encoding="utf-8")
-    try:
-        if path.stat().st_size > TEXT_LIMIT_BYTES:
-            raise InputError(f"{path}: a calibration text of more than {TEXT_LIMIT_BYTES >> 20} MiB; give a part of it")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot read the calibration text: {error.strerror}") from error
+    data = read_regular(str(path), TEXT_LIMIT_BYTES, "give a part of the calibration text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

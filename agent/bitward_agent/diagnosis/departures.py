@@ -14,10 +14,9 @@ from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS
 from bitward_agent.diagnosis.trace import Departure, TraceFindings
 from bitward_agent.diagnosis.trace_repairs import Change
-from bitward_agent.durable import atomic_file
-from bitward_agent.errors import InputError, UnreadableError
-from bitward_agent.io import reason
-from bitward_formats.trace_file import FILE_LIMIT_BYTES, Trace, read_trace, write_trace
+from bitward_agent.durable import atomic_file, refuse_other_file
+from bitward_agent.io import read_regular
+from bitward_formats.trace_file import FILE_LIMIT_BYTES, MAGIC, Trace, read_trace, write_trace
 
 TRACE_NAME = "bitward.trace"
 """What a model's trace is called in its directory."""
@@ -34,14 +33,7 @@ def load_trace(path: Path) -> Trace:
         InputError: It is too large to be one.
         TraceError: It is none, or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot read the trace: {reason(error)}") from error
-    if len(data) > FILE_LIMIT_BYTES:
-        raise InputError(f"{path}: more than {FILE_LIMIT_BYTES >> 20} MiB; no trace is so large")
-    return read_trace(data)
+    return read_trace(read_regular(str(path), FILE_LIMIT_BYTES, "no trace is so large"))
 
 
 def save_trace(path: Path, trace: Trace) -> int:
@@ -49,9 +41,11 @@ def save_trace(path: Path, trace: Trace) -> int:
 
     Raises:
         WriteError: That is not possible.
+        InputError: Something else than a trace lies there.
         TraceSyntaxError: The trace is too large.
     """
     data = write_trace(trace)
+    refuse_other_file(str(path), MAGIC)
     with atomic_file(str(path)) as file:
         file.write_all(data, 0)
     return len(data)

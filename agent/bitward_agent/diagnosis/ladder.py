@@ -161,9 +161,13 @@ class _Ladder:
             words, state = (str(error),), StepState.FAILED
         except MemoryError:
             words, state = ("not enough memory for this step",), StepState.FAILED
-        except RuntimeError as error:  # torch's way to say almost everything, out of memory among it
-            kind = "not enough memory for this step" if "memory" in str(error).lower() else f"torch: {str(error).splitlines()[0][:300]}"
-            words, state = (kind,), StepState.FAILED
+        except Exception as error:
+            # Somebody else's model may raise anything when it is run; torch says almost everything by RuntimeError, out of memory among it.
+            if step is Step.TRIAGE and not isinstance(error, RuntimeError):
+                raise
+            said = (str(error).splitlines() or ["no message"])[0][:300]
+            kind = "torch" if isinstance(error, RuntimeError) else f"running the model failed: {type(error).__name__}"
+            words, state = ("not enough memory for this step" if "memory" in said.lower() else f"{kind}: {said}",), StepState.FAILED
         self.steps.append(StepReport(step, state, time.monotonic() - began, words))
 
     # ------------------------------------------------------------------------------------------------------------- the steps

@@ -6,7 +6,8 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from bitward_agent.diagnosis.calibration import rows_of_tokens
 from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, passage_loss
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.inspection import inspect_file
-from bitward_agent.io import resolve
+from bitward_agent.io import read_regular, resolve
+from bitward_formats.errors import FormatError
 
 CHOOSING_TOKENS = 256
 """Tokens that faults are looked for with; the rest of the text confirms what was found."""
 _ROW_TOKENS = 64
 _PASSAGE_TOKENS = 16
 _PASSAGES = 24
+_INDEX_LIMIT_BYTES = 256 << 20
+_LAYERS_LIMIT = 4096
+"""Of any one count of layers or experts in a configuration; a model of millions would be built for days, whatever its files hold."""
 
 
 class ModelError(BitwardError):
@@ -65,6 +70,22 @@ class Subject:
         return next(self.model.parameters()).device
 
 
+@contextmanager
+def told_as_model_error(source: str) -> Iterator[None]:
+    """While this holds, whatever somebody else's model raises when it is run becomes a ``ModelError``.
+
+    Code that a configuration has put together may raise anything: an index out of range, an assertion, an attribute that is missing.
+    """
+    try:
+        yield
+    except (BitwardError, FormatError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if "memory" in str(error).lower() and isinstance(error, RuntimeError):
+            raise ModelError(f"{source}: not enough memory to run the model") from error
+        raise ModelError(f"{source}: torch cannot run this model: {type(error).__name__}: {_first_line(error)}") from error
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The checkpoint files of a Hugging Face directory: those of its index, or the one that is there.
 
@@ -74,11 +95,12 @@ def weight_files(directory: Path) -> list[Path]:
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = directory / index_name
         if index.is_file():
+            data = read_regular(str(index), _INDEX_LIMIT_BYTES, "no index of shards is so large")
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                names = sorted(set(json.loads(data.decode("utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise InputError(f"{index}: not an index of shards: {error}") from error
-            if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            if any(not isinstance(name, str) or Path(name).name != name or "\0" in name for name in names):
                 raise InputError(f"{index}: it names files outside its directory")
             missing = [name for name in names if not (directory / name).is_file()]
             if missing:
@@ -141,18 +163,29 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
     try:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        _check_counts(directory, config.to_dict())
         model_class, loss = _class_for(transformers, config)
-        model = model_class.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, dtype="auto", attn_implementation="eager"
+        model, loading = model_class.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype="auto",
+            attn_implementation="eager",
+            output_loading_info=True,
         )
-    except MemoryError:
+    except (MemoryError, BitwardError):
         raise
     except Exception as error:
         raise ModelError(f"{directory}: transformers cannot load this model: {type(error).__name__}: {_first_line(error)}") from error
+    # A pooler is not run by any loss here, and checkpoints often come without.
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ModelError(f"{directory}: {len(missing):,} tensors of the model are in none of its files, the first is {missing[0][:200]}")
     _move(model.eval(), device)
     if loss is masked_loss and getattr(tokenizer, "mask_token_id", None) is None:
         raise ModelError(f"{directory}: a masked language model whose tokenizer has no mask token: nothing can be hidden from it")
-    batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
+    with told_as_model_error(str(directory)):
+        batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
     names = [resolve(str(file)) for file in files]  # as triage names them, whatever way leads there
     choosing = batches[0]
     quick = choosing if loss is passage_loss else choosing.part(max(1, choosing.rows // 2), _ROW_TOKENS)
@@ -179,6 +212,15 @@ def _move(model: nn.Module, device: str) -> None:
         raise MemoryError(str(error)) from error
     except (AssertionError, RuntimeError) as error:  # torch asserts that it was built for the device
         raise ModelError(f"--device {device}: torch cannot run a model there: {_first_line(error)}") from error
+
+
+def _check_counts(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse counts of layers or experts that no model has, before a model is built by them; also those of a part's configuration."""
+    for part in (config, *(one for one in config.values() if isinstance(one, dict))):
+        for name, value in part.items():
+            counts = isinstance(name, str) and ("layer" in name or "expert" in name or name in ("depth", "depths"))
+            if counts and isinstance(value, int) and value > _LAYERS_LIMIT:
+                raise ModelError(f"{directory}: its configuration has {name} = {value:,}; more than {_LAYERS_LIMIT:,} are not built")
 
 
 def _class_for(transformers: Any, config: Any) -> tuple[Any, LossFunction]:

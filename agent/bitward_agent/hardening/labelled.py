@@ -13,9 +13,10 @@ import torch
 
 from bitward_agent.diagnosis.objectives import TokenBatch, passage_loss
 from bitward_agent.diagnosis.subject import ModelError, load_subject
-from bitward_agent.errors import InputError, UnreadableError
+from bitward_agent.errors import InputError
 from bitward_agent.hardening.logistic import Array, fit
 from bitward_agent.hardening.measuring import exchange_weights, pooled_states
+from bitward_agent.io import read_regular
 from bitward_formats.frozen import dataclass
 
 TEXTS_LIMIT = 100_000
@@ -40,12 +41,9 @@ def read_labelled(path: Path) -> list[LabelledText]:
         InputError: A line is no such thing; the message names it.
         UnreadableError: The file cannot be read.
     """
+    data = read_regular(str(path), _FILE_LIMIT_BYTES, "give a part of the labelled texts")
     try:
-        if path.stat().st_size > _FILE_LIMIT_BYTES:
-            raise InputError(f"{path}: more than {_FILE_LIMIT_BYTES >> 20} MiB of labelled texts; give a part of them")
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot read the labelled texts: {error.strerror}") from error
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text at byte {error.start:,}") from error
     found = []

@@ -30,10 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = bitward.main(args=words, prog_name="bitward", standalone_mode=False)
         exit_code = code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last door: every error gets a message and an exit code
+        exit_code = _told(error, as_json="--json" in words)
+    return _flushed(exit_code)
+
+
+def _told(error: BaseException, *, as_json: bool) -> int:
+    try:
         from bitward.cli.failure import tell
 
-        exit_code = tell(error, as_json="--json" in words)
-    return _flushed(exit_code)
+        return tell(error, as_json=as_json)
+    except (MemoryError, ImportError):  # a full memory shows in an import as either; not even the message's own code could be loaded
+        with suppress(OSError):
+            os.write(2, b"bitward: not enough memory\n")
+        return 3
 
 
 def _open_standard_streams() -> None:

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import click
 
-from bitward.cli.options import with_view
+from bitward.cli.options import ended_in_good_order, with_view
 from bitward.cli.view import View
 
 _DEFENCES = ("none", "flipguard", "strong", "repair")
-
-
-@contextmanager
-def _ended_in_good_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP act as Ctrl-C: copies of a model must not be left behind in TMPDIR."""
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @click.command("campaign", short_help="Flip bits of a copy of a model, and compare what defences leave.")
@@ -70,13 +51,17 @@ def command(
     if not (rates or bers or targeted):
         rates = (0.001, 0.01, 0.05, 0.1)
     order = CampaignOrder(model, rates, bers, targeted, defences or _DEFENCES, **rest)
+    from bitward_agent.durable import atomic_file, refuse_other_file
+
+    for path, beginning in ((svg, b"<svg"), (html, b"<!doctype html>")):
+        if path:
+            refuse_other_file(path, beginning)
     tell = (lambda result: view.write([trial_line(result, order.metric, view.style())])) if view.speaks else None
-    with _ended_in_good_order():
+    with ended_in_good_order():
         report = campaign(order, tell)
     if svg or html:
         from bitward.report.campaign_page import campaign_page
         from bitward.report.campaign_plot import campaign_svg
-        from bitward_agent.durable import atomic_file
 
         for path, text in ((svg, campaign_svg), (html, campaign_page)):
             if path:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from bitward.cli.options import with_view
+from bitward.cli.options import ended_in_good_order, with_view
 from bitward.cli.view import View
 
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", re.ASCII)
@@ -68,7 +68,7 @@ def command(
     wish = Wish(model, calibration, reference, trace, donors, steps, budget, device, output if is_applied else None, html, jobs)
     if is_applied != (output is not None):
         raise click.UsageError("--apply and --output DIR go together.", click.get_current_context())
-    with view.progress() as sink:
+    with view.progress() as sink, ended_in_good_order():
         speaks = view.speaks and view.progress_wanted and sys.stderr.isatty()
         report = diagnose_model(wish, progress=sink, tell=_tell if speaks else lambda _: None)
     return view.finish(report, diagnosis_lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bitward.cli.options import with_view
+from bitward.cli.options import ended_in_good_order, with_view
 from bitward.cli.view import View
 
 
@@ -57,7 +57,7 @@ def command(
             raise BitwardError("fine-tuning runs the model: pip install 'bitward[diagnose]'") from error
         tuning = TuningRequest(finetune, way, rate, rank, learning_rate, seed)
     tell = (lambda step, loss: view.write([step_line(step, loss, view.style())])) if view.speaks and view.progress_wanted else None
-    with view.progress() as sink:
+    with view.progress() as sink, ended_in_good_order():
         order = HardenOrder(model, output, preset, apply_guard, tuning, calibration, jobs=jobs, progress=sink)
         report = harden(order, tell)
     return view.finish(report, harden_lines)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 from typing import Any
 
 import click
@@ -75,3 +79,21 @@ def live_option(command: Command) -> Command:
     text = "What this process has mapped, in its memory; without PATH every mapped file that has a sidecar."
     decorated: Command = click.option("--live", type=click.IntRange(1), metavar="PID", help=text)(call)
     return click.argument("paths", nargs=-1, metavar="PATH...")(decorated)
+
+
+@contextmanager
+def ended_in_good_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP act as Ctrl-C: copies of a model must not be left behind half made."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
