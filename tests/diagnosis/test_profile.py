@@ -53,7 +53,7 @@ def test_in_a_clean_model_nothing_is_found_and_nothing_is_changed(search: Profil
         pytest.param(LARGE, 10, id="a usual weight made large"),
         pytest.param("model.embed_tokens.weight", 15, id="the sign of an embedding"),
         pytest.param("model.layers.0.post_attention_layernorm.weight", 15, id="the sign of a norm"),
-        pytest.param("model.norm.weight", 9, id="the last norm, next to nothing"),
+        pytest.param("model.layers.0.input_layernorm.weight", 8, id="a norm, a fourth of it"),
     ],
 )
 def test_a_flip_that_harms_is_turned_back(search: Profile, name: str, bit: int) -> None:
@@ -65,7 +65,7 @@ def test_a_flip_that_harms_is_turned_back(search: Profile, name: str, bit: int) 
     search.turn(name, element, bit)
     wrong = value_of(parameter, element)
     damaged = float(search.held_out().mean())
-    assert damaged > clean * 1.005, f"{right} to {wrong} does not harm"
+    assert damaged > clean * 1.01, f"{right} to {wrong} does not harm"
     found = search.run()
     assert [(one.parameter, one.element) for one in found] == [(name, element)]
     assert found[0].before == wrong
