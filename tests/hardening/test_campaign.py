@@ -227,7 +227,7 @@ def test_the_commands_do_it_all(tiny: Path, tmp_path: Path) -> None:
 BAD: Sequence[tuple[tuple[str, ...], int]] = (
     (("--rate", "2"), 2),
     (("--component", "("), 2),
-    (("--metric", "accuracy", "--labels", "/dev/null"), 2),
+    (("--metric", "accuracy", "--labels", "/dev/null"), 3),
     (("--calibration", "/no/such/text"), 3),
 )
 
