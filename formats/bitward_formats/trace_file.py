@@ -176,9 +176,12 @@ def _name_bytes(name: str) -> bytes:
 
 
 def _exponent_of(values: NDArray[np.float64]) -> int:
-    """The largest binary exponent x of the values, each being f · 2^x with 1 ≤ f < 2; one more, as rounding may reach the next."""
+    """The largest binary exponent x of the values, each being f · 2^x with 1 ≤ f < 2; one more, as rounding may reach the next.
+
+    What is smaller than any sum of float32 values is kept as zero.
+    """
     largest = float(np.abs(values).max(initial=0.0))
-    return int(np.frexp(largest)[1]) if largest else 0
+    return max(int(np.frexp(largest)[1]), -_EXPONENT_LIMIT) if largest else 0
 
 
 def _encoded(values: NDArray[np.float64], exponent: int) -> NDArray[np.uint64]:
