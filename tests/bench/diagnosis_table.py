@@ -224,8 +224,14 @@ def _singles(bench: Bench, args: argparse.Namespace, draw: random.Random) -> Non
 
 
 def _several(bench: Bench, args: argparse.Namespace, draw: random.Random) -> None:
-    pool = bench.targeted_flips(draw, args.pool)
-    for count in map(int, args.counts.split(",")):
+    counts = [int(count) for count in args.counts.split(",")]
+    pool: list[Bit] = []
+    for bit in bench.harmful(iter(bench.targeted_flips(draw, args.pool)), [0]):
+        bench.flip(bit)
+        pool.append(bit)
+        if len(pool) >= 2 * max(counts):
+            break
+    for count in counts:
         tally = Tally()
         for _ in range(args.runs):
             faults = list({bit[:2]: bit for bit in draw.sample(pool, count)}.values())
