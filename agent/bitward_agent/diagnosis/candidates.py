@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from bitward_agent.diagnosis.tensor_bits import FORMS, flipped
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 
-_AT_ONCE = 1 << 20
-"""Elements that are looked at together: a few arrays of 4 MB each."""
+_AT_ONCE = 1 << 19
+"""Elements that are looked at together: some ten arrays of 2 MB each."""
 _PER_PART = 32
 _AGAINST_PER_PART = 6
 _UNUSUAL_PER_VECTOR = 8

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitward_agent.diagnosis.objectives import SUMS_OF_ROWS, Batch, LossFunction
+from bitward_agent.diagnosis.objectives import Batch, LossFunction
 
 GradientSink = Callable[[nn.Parameter, Tensor], None]
 """Called once for each parameter with its gradient, which is dropped afterwards."""
@@ -118,22 +118,16 @@ class Pieces:
             self._stem_backward(batch, gradient)
             for parameter in outer:
                 if parameter.grad is not None:
-                    sink(parameter, parameter.grad)
+                    sink(parameter, parameter.grad.to_dense())
                     parameter.grad = None
         return losses
 
     def _tail_backward(self, batch: Batch, last: int, leaf: Tensor) -> Tensor:
-        """From the losses back to the last block's output; row by row where that gives the same, since logits are large."""
-        by_rows = self.loss in SUMS_OF_ROWS and self._besides[last] is None
-        parts = list(batch.each_row()) if by_rows else [batch]
-        losses = []
-        for row, part in enumerate(parts):
-            given = leaf[row : row + 1] if by_rows else leaf
-            with torch.enable_grad(), self._skipping(range(last)), self._giving(last, given):
-                of_part = self.loss(self.model, part)
-                (of_part.mean() / len(parts)).backward()
-            losses.append(of_part.detach().float().cpu())
-        return torch.cat(losses)
+        """From the losses back to the last block's output."""
+        with torch.enable_grad(), self._skipping(range(last)), self._giving(last, leaf):
+            losses = self.loss(self.model, batch)
+            losses.mean().backward()
+        return losses.detach().float().cpu()
 
     def _is_chain(self, batch: Batch) -> bool:
         order: list[int] = []
@@ -196,10 +190,22 @@ class Pieces:
 
     def _stem_backward(self, batch: Batch, gradient: Tensor | None) -> None:
         """From the first block's input back to what made it."""
-        with torch.enable_grad():
+        with torch.enable_grad(), self._sparse_embeddings():
             taken = self._run_to_first_block(batch)
         if taken.requires_grad:
             torch.autograd.backward([taken], [gradient])
+
+    @contextmanager
+    def _sparse_embeddings(self) -> Iterator[None]:
+        """While this holds the gradients of embeddings are sparse, so that adding them to those of a tied head needs no second such tensor."""
+        dense = [one for one in self.model.modules() if isinstance(one, nn.Embedding) and not one.sparse]
+        for one in dense:
+            one.sparse = True
+        try:
+            yield
+        finally:
+            for one in dense:
+                one.sparse = False
 
     def _run_to_first_block(self, batch: Batch) -> Tensor:
         """What the first block is fed with."""

@@ -14,6 +14,7 @@ from bitward_agent.diagnosis.departures import load_trace, number_or_word, trace
 from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
 from bitward_agent.diagnosis.donors import Donor, donated, open_donors
 from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
+from bitward_agent.diagnosis.heap import return_freed_blocks
 from bitward_agent.diagnosis.perturbation import branch_scores, perturb
 from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, Found, Profile
 from bitward_agent.diagnosis.recovery import Part, Recovery
@@ -48,6 +49,7 @@ class ModelSteps:
         Raises:
             ModelError: it cannot be loaded, or its loss cannot be had.
         """
+        return_freed_blocks()
         self.subject: Subject = load_subject(source, text, device=device)
         self.search = _first_run(self.subject, stop)
         self.architecture = self.subject.architecture

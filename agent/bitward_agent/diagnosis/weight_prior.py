@@ -20,6 +20,8 @@ from bitward_agent.diagnosis.tensor_bits import FORMS, flipped
 _BINS_PER_OCTAVE = 2
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -140, 20
 _BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE
+_AT_ONCE = 1 << 20
+"""Elements that are turned to float32 at once: a few arrays of 4 MB each."""
 _SAMPLE = 1 << 20
 """Most elements of a tensor that are counted."""
 _DECAY_UP = 0.5
@@ -42,7 +44,7 @@ class WeightPrior:
         largest: tuple[float, ...] = ()
         self.row_sums = torch.empty(matrix.shape[0], dtype=torch.float32)
         self.column_sums = torch.zeros(matrix.shape[1], dtype=torch.float32)
-        rows_at_once = max(1, (1 << 22) // max(1, matrix.shape[1]))
+        rows_at_once = max(1, _AT_ONCE // max(1, matrix.shape[1]))
         for low in range(0, matrix.shape[0], rows_at_once):
             magnitudes = _finite(matrix[low : low + rows_at_once].float().abs())
             tops = [*largest, *magnitudes.reshape(-1).topk(min(2, magnitudes.numel())).values.tolist()]
