@@ -1,13 +1,15 @@
 """Which bits of which weights to try: ranked by one backward pass and by how unusual each weight is for its place.
 
 The loss that would be won by changing weight w to w' is −g (w' − w) to the first order. Over all bits of all weights that says little:
-un-flips that make a weight huge swamp the ranking, for which the first order means nothing. So there are three kinds of candidates:
+un-flips that make a weight huge swamp the ranking, for which the first order means nothing. So there are several kinds of candidates:
 
 - *shrink*: g·w > 0, the weight seems too large or of the wrong sign. Ranked by g·w, what setting it to zero would win, and by g·w
   together with how unusual the weight is (``WeightPrior``);
 - *grow*: a weight far smaller than is usual at its place, for which a bit turned from 0 to 1 gives a usual one. Ranked by −g (w' − w);
 - *against*: the most negative g·w. Either the weight is too small, by not so much that it would be unusual; or its sign was turned and
-  it is one of the few weights for which the loss is so curved that the gradient points the wrong way.
+  it is one of the few weights for which the loss is so curved that the gradient points the wrong way;
+- *tiny*: the few smallest weights for their places, whatever their gradient: the first order says nothing about a weight that would grow
+  a thousandfold.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _AT_ONCE = 1 << 19
 _PER_PART = 32
 _AGAINST_PER_PART = 6
 _UNUSUAL_PER_VECTOR = 8
+_TINY_PER_PART = 2
 _TINY_OCTAVES = 4.0
 """A weight this many octaves below what is usual at its place may have been shrunk by a flip."""
 _SMALL_OCTAVES = 1.5
@@ -86,10 +89,12 @@ class Ranking:
         against = pull.topk(count if few else min(_AGAINST_PER_PART, count), largest=False).indices
         self._found += _best_bits(name, part, against[pull[against] < 0], "against")
         self._found += _best_bits(name, part, _growing(part, count), "grow")
+        if not few:
+            self._found += _best_bits(name, part, _smallest(part), "tiny")
 
     def best(self, count: int) -> list[Candidate]:
         """The candidates to try, the most promising first: the best ``count`` weights of each kind of ranking with their likeliest bits."""
-        of_kind = {kind: [one for one in self._found if one.kind == kind] for kind in ("shrink", "grow", "against")}
+        of_kind = {kind: [one for one in self._found if one.kind == kind] for kind in ("shrink", "grow", "against", "tiny")}
         chosen: dict[tuple[str, int, int], Candidate] = {}
         vectors = [one for one in self._found if one.parameter in self._vectors]
         lists = [
@@ -100,6 +105,7 @@ class Ranking:
             _first_weights(sorted(of_kind["shrink"], key=_mixed, reverse=True), count),
             _first_weights(sorted(of_kind["grow"], key=_mixed, reverse=True), count),
             _first_weights(sorted(of_kind["against"], key=lambda one: -abs(one.gain)), count // 2),
+            _first_weights(sorted(of_kind["tiny"], key=lambda one: -one.prior_nats), count // 4),
         ]
         for place in range(max(map(len, lists))):
             for ranked in lists:
@@ -169,12 +175,23 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
         )
         if math.isfinite(likelier)
     ]
-    if kind != "grow":
+    if kind not in ("grow", "tiny"):
         pulls = (2 * slopes * floats).abs().tolist()
         likelier = (part.prior.recurrence_nats(whole, -values) - part.prior.recurrence_nats(whole, values)).tolist()
         signs = zip(whole.tolist(), pulls, likelier, strict=True)
         found += [Candidate(name, element, form.sign, kind, gain, more) for element, gain, more in signs]
     return found
+
+
+def _smallest(part: _Part) -> Tensor:
+    """The smallest elements for their places; zeros are no flips of trained weights, there are too many of them."""
+    columns = part.prior.column_sums.numel()
+    first_row = part.first // columns
+    shares = part.weight.float().abs()
+    shares[shares == 0] = math.inf
+    shares /= part.prior.scales(first_row, first_row + part.weight.numel() // columns).view(-1).to(part.weight.device)
+    least = shares.topk(min(_TINY_PER_PART, shares.numel()), largest=False)
+    return least.indices[least.values < 2.0**-_TINY_OCTAVES]
 
 
 def _growing(part: _Part, count: int) -> Tensor:

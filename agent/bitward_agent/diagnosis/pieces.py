@@ -197,7 +197,7 @@ class Pieces:
 
     @contextmanager
     def _sparse_embeddings(self) -> Iterator[None]:
-        """While this holds the gradients of embeddings are sparse, so that adding them to those of a tied head needs no second such tensor."""
+        """While this holds gradients of embeddings are sparse: adding them to those of a tied head needs no second such tensor."""
         dense = [one for one in self.model.modules() if isinstance(one, nn.Embedding) and not one.sparse]
         for one in dense:
             one.sparse = True

@@ -24,12 +24,14 @@ from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_pla
 from bitward_agent.diagnosis.trials import Trials, turned
 from bitward_agent.diagnosis.weight_prior import WeightPrior
 
-WEIGHTS_TRIED = 20
+WEIGHTS_TRIED = 28
 """Weights of each ranking that are tried for real."""
 _WEIGHTS_SIEVED = 16
+_WEIGHTS_COMPARED = 10
 _WEIGHTS_REFINED = 4
+_BITS_CONFIRMED = 3
 _OPTIONS_LIMIT = 3
-_BEYOND_NATS = 5.0
+_BEYOND_NATS = 8.0
 _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
 _NEAR_NATS = 12.0
@@ -60,6 +62,8 @@ class _Bar:
 
 
 _OWN_LOSS = _Bar(LEAST_GAIN_SHARE, LEAST_GAIN_Z, -math.inf)
+_BEYOND = _Bar(0.1, LEAST_GAIN_Z, -math.inf)
+"""For a value beyond all others of its tensor: such were found that win 4 % for the text at hand and were never there."""
 _STAND_IN = _Bar(0.05, 4.0, 5.0)
 """For encoders: nobody trained them for the loss that stands in, so that weights can be found which are better for it but were never so."""
 _LOST = (_Bar(0.02, 4.0, 8.0), _Bar(0.25, 4.0, -math.inf))
@@ -133,22 +137,36 @@ class Profile:
         if not sieved or self._stop():
             return []
         trials = Trials(self.pieces, self.parameters, self.subject.choosing)
-        weights = _best_weights([_tried(one, trials) for one in sieved], _WEIGHTS_REFINED)
+        weights = self._on_more_text([_tried(one, trials) for one in sieved])
         confirmed: list[tuple[Found, Candidate]] = []
         for weight in weights:
             options = self._bits_of(weight, trials)
-            if options:
-                chosen = self._compared(options)
+            for chosen in self._compared(options)[:_BITS_CONFIRMED]:
                 found = self._confirmed(chosen)
-                confirmed += [] if found is None else [(found, chosen)]
+                if found is not None:
+                    confirmed.append((found, chosen))
+                    break
             if self._stop():
                 break
         return self._turned_for_good(confirmed)
 
+    def _on_more_text(self, tried: list[Candidate]) -> list[tuple[str, int]]:
+        """The best weights: what the choosing batch likes best may be best for this batch alone, so another one is asked as well."""
+        best = _best_weights(tried, _WEIGHTS_COMPARED)
+        bits = [max((one for one in tried if one.weight == weight), key=_evidence) for weight in best]
+        trials = Trials(self.pieces, self.parameters, self.subject.holdout[0])
+        return _best_weights([replace(one, gain=one.gain + _gain(trials, *one.weight, one.bit)) for one in bits], _WEIGHTS_REFINED)
+
     def _turned_for_good(self, confirmed: list[tuple[Found, Candidate]]) -> list[Found]:
-        """The best is turned; each of the others if it is confirmed once more beside those before it."""
+        """The best is turned; each of the others if it is confirmed once more beside those before it.
+
+        For most faults there are other weights of the same neuron or channel that make up for them when they are turned, and a little more
+        than that, as there are many to choose from. So the text is taken at a discount here, too.
+        """
         kept: list[Found] = []
-        for found, chosen in sorted(confirmed, key=lambda one: -one[0].evidence_nats):
+        items = self.held_out().numel()
+        strength = {id(one): _TEXT_WEIGHT * (one.loss_before - one.loss_after) * items + chosen.prior_nats for one, chosen in confirmed}
+        for found, chosen in sorted(confirmed, key=lambda one: -strength[id(one[0])]):
             again = self._confirmed(chosen) if kept else found
             if again is not None:
                 self.turn(again.parameter, again.element, again.bit)
@@ -176,10 +194,14 @@ class Profile:
         now = prior.log_prior(value.float().abs(), scale, present=True) + prior.recurrence_nats(place, value)
         options = [flipped(value, bit) for bit in bits]
         likelier = [float(prior.log_prior(one.float().abs(), scale) + prior.recurrence_nats(place, one) - now) for one in options]
-        # Beyond all others of its tensor a weight must have been, and not only seem better for this text.
-        others = prior.largest[-1] if float(value.float().abs()) == prior.largest[0] else prior.largest[0]
-        beyond = [float(one.float().abs()) > max(others, float(value.float().abs())) for one in options]
-        return [-math.inf if far and more < _BEYOND_NATS else more for more, far in zip(likelier, beyond, strict=True)]
+        beyond = [self._is_beyond(name, float(value), float(one)) for one in options]
+        return [more - _BEYOND_NATS if far else more for more, far in zip(likelier, beyond, strict=True)]
+
+    def _is_beyond(self, name: str, before: float, after: float) -> bool:
+        """Whether a weight would be larger than it was, and than all others of its tensor."""
+        largest = self.prior_of(name).largest
+        others = largest[-1] if abs(before) == largest[0] else largest[0]
+        return abs(after) > max(others, abs(before))
 
     def _sieve(self, candidates: list[Candidate]) -> list[Candidate]:
         """Those that win something on a small part of the text, the best of them."""
@@ -216,17 +238,17 @@ class Profile:
             listed.append(Candidate(name, element, bit, "refined", gain, likelier))
         return listed
 
-    def _compared(self, options: list[Candidate]) -> Candidate:
-        """The best bit of a weight: those that come near the best are compared on more text."""
-        best = max(options, key=_bit_evidence)
-        near = [one for one in options if _bit_evidence(one) > _bit_evidence(best) - _NEAR_NATS]
+    def _compared(self, options: list[Candidate]) -> list[Candidate]:
+        """The bits of a weight, the best first: those that come near the best are compared on more text."""
+        best = max(map(_bit_evidence, options), default=0.0)
+        near = [one for one in options if _bit_evidence(one) > best - _NEAR_NATS]
         if len(near) < 2:
-            return best
+            return near
         near = sorted(near, key=_bit_evidence, reverse=True)[:_BITS_COMPARED]
         for batch in self.subject.holdout[:_COMPARING_BATCHES]:
             trials = Trials(self.pieces, self.parameters, batch)
             near = [replace(one, gain=one.gain + _gain(trials, one.parameter, one.element, one.bit)) for one in near]
-        return max(near, key=_bit_evidence)
+        return sorted(near, key=_bit_evidence, reverse=True)
 
     def _confirmed(self, one: Candidate) -> Found | None:
         """What the held-out text says of turning a bit; ``None`` if it is not enough. The model is left as it was."""
@@ -238,7 +260,10 @@ class Profile:
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
-        passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in self._bars(loss_before))
+        bars = self._bars(loss_before)
+        passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in bars)
+        if self._is_beyond(one.parameter, before, after):
+            passes = passes and _BEYOND.passed(loss_before, loss_after, z, one.prior_nats)
         if not (passes and evidence >= 0):  # said so that what is no number does not pass
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)

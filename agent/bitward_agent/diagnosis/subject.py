@@ -188,7 +188,7 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
         batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
     names = [resolve(str(file)) for file in files]  # as triage names them, whatever way leads there
     choosing = batches[0]
-    quick = choosing if loss is passage_loss else choosing.part(max(1, choosing.rows // 2), _ROW_TOKENS)
+    quick = choosing if loss is passage_loss else choosing.part(choosing.rows, _ROW_TOKENS // 2)
     places = _places(model, names)
     vocabulary = getattr(config, "vocab_size", None) if loss is not passage_loss else None
     return Subject(
