@@ -100,12 +100,14 @@ def serving_report(model: str, *, calibration: str | None, device: str, jobs: in
 def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:
     """The report once the repaired copy is written and protected, if there was anything to repair."""
     report = diagnosis.report
-    unflips = [one.suspect for one in report.unflips if one.suspect.path]
-    if wish.output is None or not (unflips or diagnosis.patches):
+    unflips = [*(one.suspect for one in report.unflips if one.suspect.path), *diagnosis.twins]
+    if wish.output is None:
         return report
+    if not (unflips or diagnosis.patches):
+        return replace(report, exit_code=ExitCode.NOT_REPAIRABLE) if diagnosis.unplaced else report
     written = write_and_protect(wish.model, wish.output, unflips=unflips, patches=diagnosis.patches, jobs=wish.jobs)
     is_left = not diagnosis.patches and any(one.bit is None for one in report.suspects)
-    is_whole = len(unflips) == len(report.unflips) and not is_left
+    is_whole = not diagnosis.unplaced and not is_left
     return replace(report, output=written.directory, exit_code=ExitCode.OK if is_whole else ExitCode.NOT_REPAIRABLE)
 
 
