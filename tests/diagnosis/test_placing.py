@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bitward.cli import main  # noqa: E402
+from bitward_agent.diagnosis.objectives import TokenBatch, on_device  # noqa: E402
 from bitward_agent.diagnosis.placing import Placement, place_parameters  # noqa: E402
 from bitward_agent.diagnosis.subject import ModelError, load_subject  # noqa: E402
 from bitward_agent.inspection import inspect_file  # noqa: E402
@@ -220,6 +221,25 @@ def test_weights_that_loading_makes_up_are_no_model(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_missing", [r"up_proj\.weight$"])
     with pytest.raises(ModelError, match=r"in none of its files, the first is model\.layers\.3\.mlp\.up_proj"):
         load_subject(str(model), small_models.text())
+
+
+class Pair(NamedTuple):
+    inputs: Any
+    target: Any
+
+
+def test_batches_of_a_factory_go_where_the_model_is() -> None:
+    tensor, other = torch.ones(3), torch.zeros(2)
+    pairs = [Pair(tensor, {"c": other}), TokenBatch({"i": tensor}, other)]
+    shapes = [tensor, (tensor, 5), [tensor, "text"], {"a": tensor, "b": [other]}, *pairs]
+    for batch in [*shapes, "text", None, 7]:
+        assert on_device(batch, torch.device("cpu")) is batch  # a loss may know it by identity
+    elsewhere = torch.device("meta")
+    one, two, three, four, five, six = (on_device(batch, elsewhere) for batch in shapes)
+    found = [one, two[0], three[0], four["a"], four["b"][0], five.inputs, five.target["c"], six.inputs["i"], six.labels]
+    assert all(each.device == elsewhere for each in found)
+    assert (type(two), two[1], three[1], type(five), type(six)) == (tuple, 5, "text", Pair, TokenBatch)
+    assert tensor.device.type == "cpu"
 
 
 def test_a_large_tensor_is_compared_to_its_end(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from bitward_agent.diagnosis.calibration import rows_of_tokens
 from bitward_agent.diagnosis.model_files import ModelFiles, model_files, refuse_adapter
-from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, passage_loss
+from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, on_device, passage_loss
 from bitward_agent.diagnosis.placing import Place, Placement, place_parameters
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.io import resolve
@@ -85,7 +85,7 @@ def load_subject(source: str, text: str, *, device: str = "cpu", max_tokens: int
     """Load ``source``: a Hugging Face directory, or ``module:factory``.
 
     A factory takes no arguments and returns ``(model, loss, batches)``: ``loss(model, batch)`` gives a 1-D tensor, one loss per item;
-    the first batch is for choosing, the others confirm.
+    the first batch is for choosing, the others confirm. Tensors of batches are moved to the device, within tuples, lists and mappings too.
 
     Raises:
         InputError: There is no such model, or the text is too short.
@@ -120,6 +120,8 @@ def _from_factory(source: str, device: str) -> Subject:
         raise ModelError(f"{source}: a factory must return (torch module, loss(module, batch), [two or more batches])")
     model, loss, batches = made
     _move(model.eval(), device)
+    with told_as_model_error(source):
+        batches = [on_device(one, torch.device(device)) for one in batches]
     return Subject(model, source, type(model).__name__, loss, batches[0], batches[0], tuple(batches[1:]), {}, ())
 
 
