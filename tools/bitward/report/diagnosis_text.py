@@ -45,6 +45,8 @@ def diagnosis_lines(report: DiagnosisReport, style: Style) -> Iterator[str]:
     yield from _unflip_lines(report.unflips, style)
     yield from _suspect_lines(turned_apart(report), style, also=bool(report.unflips))
     yield from _attempt_lines(report.attempts, style)
+    if report.failure:
+        yield f"  {style.bad('not written')}: {printable_text(report.failure)}"
     if report.output:
         yield f"  repaired copy: {style.strong(printable(report.output))}"
     yield from (f"  {style.strong('→')} {line}" for line in what_next(report))
