@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,10 +13,12 @@ from bitward.recovering import write_and_protect
 from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.facts import DiagnosisReport
 from bitward_agent.diagnosis.ladder import Diagnosis, Request, diagnose, parse_steps
+from bitward_agent.diagnosis.model_files import model_files
 from bitward_agent.diagnosis.writing import contents_of, refuse_output
 from bitward_agent.durable import atomic_file, refuse_other_file
-from bitward_agent.errors import InputError, WriteError
+from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink
+from bitward_agent.io import FileState, OpenFile, resolve
 from bitward_formats.errors import MissingExtraError
 from bitward_formats.frozen import dataclass
 
@@ -48,6 +51,7 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
 
     Raises:
         InputError: the model, a text or an option makes no sense.
+        BusyError: the model changed while it was diagnosed.
     """
     request = Request(
         model=wish.model,
@@ -68,7 +72,10 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
     if wish.output is not None:
         refuse_output(wish.model, wish.output)
         contents = contents_of(wish.model)
+    before = _states(wish.model)
     diagnosis = diagnose(request, progress=progress, tell=tell)
+    if changed := [path for path, state in _states(wish.model).items() if before.get(path, state) != state]:
+        raise BusyError(f"{changed[0]}: changed while it was diagnosed: diagnose it again when its writer is done")
     report = diagnosis.report
     if contents is not None:
         try:
@@ -81,6 +88,17 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
         except WriteError as error:
             report = _with_failure(report, error)
     return report
+
+
+def _states(model: str) -> dict[str, FileState]:
+    """The states of the files that are diagnosed, as far as they are there."""
+    found: dict[str, FileState] = {}
+    with contextlib.suppress(BitwardError):
+        files = model_files(Path(model)).files if os.path.isdir(model) else [Path(model)] if os.path.isfile(model) else []
+        for path in files:
+            with OpenFile(resolve(str(path))) as file:
+                found[str(path)] = file.state()
+    return found
 
 
 def _with_failure(report: DiagnosisReport, error: WriteError) -> DiagnosisReport:
