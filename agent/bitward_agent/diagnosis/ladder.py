@@ -43,6 +43,7 @@ _EXIT_CODES = {
     DiagnosisVerdict.SUSPICIOUS: ExitCode.NOT_REPAIRABLE,
     DiagnosisVerdict.INCONCLUSIVE: ExitCode.CANNOT_TELL,
 }
+_LISTED = 3
 TELLING = Callable[[str], None]
 
 
@@ -191,6 +192,9 @@ class _Ladder:
         self.histograms = report.histograms
         self.suspects += report.suspects
         proposals = best_proposals(report)
+        self.is_refused |= not report.is_whole
+        if report.bytes == 0 and report.notes:
+            raise BitwardError("; ".join(report.notes[:_LISTED]))
         if report.bytes == 0:
             raise InputError(f"{self.request.model}: no weights were found here")
         rate = report.bytes / max(report.seconds, 1e-9)
