@@ -195,7 +195,7 @@ def test_a_bit_without_a_place_is_never_written(run, tmp_path: Path) -> None:
 def test_layers_that_the_configuration_leaves_out_are_no_clean_model(run, tmp_path: Path) -> None:
     model = small_models.llama(tmp_path / "model", steps=100)
     (tmp_path / "text").write_text(small_models.text())
-    words = ("--calibration", tmp_path / "text", "--steps", "triage,profile")
+    words = ("--calibration", tmp_path / "text", "--steps", "triage,perturbation")
     code, report = run(model, *words)
     assert (code, report["verdict"]) == (0, "clean")
     config = json.loads((model / "config.json").read_text())
@@ -252,3 +252,17 @@ def test_a_large_tensor_is_compared_to_its_end(tmp_path: Path) -> None:
     data[span.offset + span.bytes - 1] ^= 1
     data.tofile(path)
     assert placed(model, path).places == {}
+
+
+def test_fine_tuned_weights_are_written_to_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever way the model is named: relative, through a link."""
+    model = _tied(tmp_path / "model", stored_twice=True)
+    (tmp_path / "link").symlink_to("model")
+    (tmp_path / "text").write_text(small_models.text())
+    monkeypatch.chdir(tmp_path)
+    before = load_file(model / "model.safetensors")
+    words = ["--finetune", "20", "--rate", "0.1", "--way", "full", "--learning-rate", "0.001", "--calibration", "text", "--quiet"]
+    assert main(["harden", "link", "--output", "hard", *words]) == 0
+    after = load_file(tmp_path / "hard" / "model.safetensors")
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
