@@ -266,3 +266,28 @@ def test_fine_tuned_weights_are_written_to_each_place(tmp_path: Path, monkeypatc
     after = load_file(tmp_path / "hard" / "model.safetensors")
     assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
     assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_experts_that_loading_stacks_have_no_place(tmp_path: Path) -> None:
+    """Mixtral's files have a tensor for each expert and projection; transformers makes two of them for each layer."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    model = small_models.llama(tmp_path / "model")
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, max_position_embeddings=128, architectures=["MixtralForCausalLM"], bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(model)
+    stored = {one.tensor for one in inspect_file(str(model / "model.safetensors")).spans if one.tensor}
+    assert sum("experts" in one for one in stored) == 2 * 4 * 3
+    subject = load_subject(str(model), small_models.text())
+    homeless = {name for name, _ in subject.model.named_parameters()} - subject.places.keys()
+    assert homeless
+    assert all(".experts." in name for name in homeless)
+    assert not subject.is_part  # they are used, only not as they are
+    assert len(subject.notes) == 1
+    for name, place in subject.places.items():
+        data = held(subject.model, name)
+        assert bytes_at(Path(place.path), place.offset, len(data)) == data
