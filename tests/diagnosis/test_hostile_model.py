@@ -17,7 +17,8 @@ from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.departures import load_trace
 from bitward_agent.diagnosis.facts import DiagnosisVerdict, Step, StepState
 from bitward_agent.diagnosis.ladder import Request, diagnose
-from bitward_agent.diagnosis.subject import ModelError, load_subject, told_as_model_error, weight_files
+from bitward_agent.diagnosis.model_files import weight_files
+from bitward_agent.diagnosis.subject import ModelError, load_subject, told_as_model_error
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.hardening.labelled import read_labelled
 from bitward_formats.errors import TraceSyntaxError

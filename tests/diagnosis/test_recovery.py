@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, apply_changes, replaced  # noqa: E402
 from bitward_agent.diagnosis.donors import DonorError, donated, open_donor, open_donors  # noqa: E402
 from bitward_agent.diagnosis.pieces import Pieces  # noqa: E402
-from bitward_agent.diagnosis.recovery import Part, Recovery, RecoveryReport  # noqa: E402
+from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE  # noqa: E402
+from bitward_agent.diagnosis.recovery import Part, Recovery, RecoveryReport, wins  # noqa: E402
 from bitward_agent.diagnosis.remedies import branches, clamp_options  # noqa: E402
 from bitward_agent.diagnosis.subject import Subject, load_subject  # noqa: E402
 from bitward_agent.diagnosis.uncertainty import predictor_of, uncertainty  # noqa: E402
@@ -131,6 +132,12 @@ def test_nothing_is_changed_in_a_clean_model(subject: Subject, models: Path) -> 
     assert report.changed == ()
     assert not any(one.accepted for one in report.attempts)
     assert all(torch.equal(one, before[name]) for name, one in subject.model.named_parameters())
+
+
+def test_a_recovery_must_win_what_a_bit_must() -> None:
+    before = torch.full((400,), 2.0) + 0.001 * torch.randn(400, generator=torch.Generator().manual_seed(6))
+    assert wins(before, before * (1 - 1.1 * LEAST_GAIN_SHARE))
+    assert not wins(before, before * (1 - 0.9 * LEAST_GAIN_SHARE))
 
 
 def test_replaced_weights_come_back_even_nan_and_after_an_error(subject: Subject) -> None:

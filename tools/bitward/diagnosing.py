@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,12 @@ from bitward.recovering import write_and_protect
 from bitward_agent.diagnosis.calibration import calibration_text
 from bitward_agent.diagnosis.facts import DiagnosisReport
 from bitward_agent.diagnosis.ladder import Diagnosis, Request, diagnose, parse_steps
+from bitward_agent.diagnosis.model_files import model_files
+from bitward_agent.diagnosis.writing import contents_of, refuse_output
 from bitward_agent.durable import atomic_file, refuse_other_file
-from bitward_agent.errors import InputError
+from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink
+from bitward_agent.io import FileState, OpenFile, resolve
 from bitward_formats.errors import MissingExtraError
 from bitward_formats.frozen import dataclass
 
@@ -47,6 +51,7 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
 
     Raises:
         InputError: the model, a text or an option makes no sense.
+        BusyError: the model changed while it was diagnosed.
     """
     request = Request(
         model=wish.model,
@@ -63,13 +68,42 @@ def diagnose_model(wish: Wish, *, progress: ProgressSink | None, tell: Callable[
         raise InputError(f"{wish.model}: a repaired copy can be written of a model directory only")
     if wish.html is not None:
         refuse_other_file(wish.html, PAGE_BEGINNING)
-    diagnosis = diagnose(request, progress=progress, tell=tell)
-    report = diagnosis.report
+    contents = None
     if wish.output is not None:
-        report = _applied(wish, diagnosis)
+        refuse_output(wish.model, wish.output)
+        contents = contents_of(wish.model)
+    before = _states(wish.model)
+    diagnosis = diagnose(request, progress=progress, tell=tell)
+    if changed := [path for path, state in _states(wish.model).items() if before.get(path, state) != state]:
+        raise BusyError(f"{changed[0]}: changed while it was diagnosed: diagnose it again when its writer is done")
+    report = diagnosis.report
+    if contents is not None:
+        try:
+            report = _applied(wish, diagnosis, contents)
+        except WriteError as error:  # what was found in minutes is not to be lost because a disk is full
+            report = _with_failure(report, error)
     if wish.html is not None:
-        _write_page(wish.html, report, diagnosis)
+        try:
+            _write_page(wish.html, report, diagnosis)
+        except WriteError as error:
+            report = _with_failure(report, error)
     return report
+
+
+def _states(model: str) -> dict[str, FileState]:
+    """The states of the files that are diagnosed, as far as they are there."""
+    found: dict[str, FileState] = {}
+    with contextlib.suppress(BitwardError):
+        files = model_files(Path(model)).files if os.path.isdir(model) else [Path(model)] if os.path.isfile(model) else []
+        for path in files:
+            with OpenFile(resolve(str(path))) as file:
+                found[str(path)] = file.state()
+    return found
+
+
+def _with_failure(report: DiagnosisReport, error: WriteError) -> DiagnosisReport:
+    words = "; ".join(one for one in (report.failure, str(error)) if one)
+    return replace(report, failure=words, exit_code=ExitCode.worst([report.exit_code, ExitCode.CANNOT_TELL]))
 
 
 def serving_report(model: str, *, calibration: str | None, device: str, jobs: int | None) -> ServingReport:
@@ -97,15 +131,19 @@ def serving_report(model: str, *, calibration: str | None, device: str, jobs: in
         return judge_serving(subject, damages)
 
 
-def _applied(wish: Wish, diagnosis: Diagnosis) -> DiagnosisReport:
+def _applied(wish: Wish, diagnosis: Diagnosis, contents: Mapping[str, bytes]) -> DiagnosisReport:
     """The report once the repaired copy is written and protected, if there was anything to repair."""
     report = diagnosis.report
-    unflips = [one.suspect for one in report.unflips if one.suspect.path]
-    if wish.output is None or not (unflips or diagnosis.patches):
+    unflips = [*(one.suspect for one in report.unflips if one.suspect.path), *diagnosis.twins]
+    if wish.output is None:
         return report
-    written = write_and_protect(wish.model, wish.output, unflips=unflips, patches=diagnosis.patches, jobs=wish.jobs)
+    if not (unflips or diagnosis.patches):
+        return replace(report, exit_code=ExitCode.NOT_REPAIRABLE) if diagnosis.unplaced else report
+    written = write_and_protect(
+        wish.model, wish.output, unflips=unflips, patches=diagnosis.patches, contents=contents, jobs=wish.jobs
+    )
     is_left = not diagnosis.patches and any(one.bit is None for one in report.suspects)
-    is_whole = len(unflips) == len(report.unflips) and not is_left
+    is_whole = not diagnosis.unplaced and not is_left
     return replace(report, output=written.directory, exit_code=ExitCode.OK if is_whole else ExitCode.NOT_REPAIRABLE)
 
 

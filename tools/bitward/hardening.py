@@ -19,7 +19,7 @@ from bitward_agent.errors import BitwardError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
 from bitward_agent.hardening import guard_file
 from bitward_agent.hardening.exponent_guard import FileGuard, GuardedFile, apply, guarded_elements, measure, would_change
-from bitward_agent.io import OpenFile
+from bitward_agent.io import OpenFile, resolve
 from bitward_formats.frozen import dataclass
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def _tuned(order: HardenOrder, folder: Path, tell: Callable[[int, float], None] 
         import torch
 
         from bitward_agent.diagnosis.calibration import calibration_text
+        from bitward_agent.diagnosis.model_files import weight_files
         from bitward_agent.diagnosis.subject import load_subject, told_as_model_error
         from bitward_agent.hardening.self_correction import tune
     except ImportError as error:
@@ -203,10 +204,11 @@ def _tuned(order: HardenOrder, folder: Path, tell: Callable[[int, float], None] 
     subject = load_subject(order.model, text, max_tokens=order.max_tokens)
     with told_as_model_error(order.model):
         tuned = tune(subject, order.tuning, tell)
-    source = Path(order.model)
+    names = {resolve(str(one)): one.name for one in weight_files(Path(order.model))}
     for name, weight in tuned.weights.items():
         place = subject.places[name]
-        copy = folder / Path(place.path).relative_to(source)
-        with OpenFile(str(copy), write=True) as file:
-            file.write_all(weight.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), place.offset)
+        data = weight.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for one in (place, *subject.twins.get(name, ())):
+            with OpenFile(str(folder / names[one.path]), write=True) as file:
+                file.write_all(data, one.offset)
     return tuned.report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bitward_agent.diagnosis.facts import Suspect
 from bitward_agent.diagnosis.writing import Patch, WrittenModel, write_recovered
@@ -10,7 +10,13 @@ from bitward_agent.findings import ProtectReport
 
 
 def write_and_protect(
-    source: str, output: str, *, unflips: Sequence[Suspect] = (), patches: Sequence[Patch] = (), jobs: int | None = None
+    source: str,
+    output: str,
+    *,
+    unflips: Sequence[Suspect] = (),
+    patches: Sequence[Patch] = (),
+    contents: Mapping[str, bytes] | None = None,
+    jobs: int | None = None,
 ) -> WrittenModel:
     """The directory ``source`` copied to ``output`` with changes made in the copy, then protected as one unit.
 
@@ -25,4 +31,4 @@ def write_and_protect(
 
         return protect(directory, force=True, first_sight=False, jobs=jobs)
 
-    return write_recovered(source, output, unflips=unflips, patches=patches, protect=protect_copy)
+    return write_recovered(source, output, unflips=unflips, patches=patches, protect=protect_copy, contents=contents)

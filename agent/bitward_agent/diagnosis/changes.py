@@ -109,7 +109,7 @@ def patches_of(subject: Subject, names: Iterable[str]) -> tuple[Patch, ...]:
         if place is None:
             raise ModelError(f"{name}: is no plain copy of a tensor in the model's files and cannot be written to them")
         data = parameters[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        patches.append(Patch(place.path, place.tensor, place.offset, data))
+        patches += [Patch(one.path, one.tensor, one.offset, data) for one in (place, *subject.twins.get(name, ()))]
     return tuple(patches)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitward_agent.diagnosis.subject import Place, Subject, weight_files
+from bitward_agent.diagnosis.model_files import weight_files
+from bitward_agent.diagnosis.placing import Place
+from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.errors import BitwardError, InputError, UnreadableError
 from bitward_agent.inspection import inspect_file
 from bitward_agent.io import OpenFile, resolve

@@ -107,7 +107,10 @@ class DiagnosisVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisReport:
-    """The document ``bitward.diagnose/1``. ``loss_*`` are nats per item of the held-out text, ``None`` where not measured or not finite."""
+    """The document ``bitward.diagnose/1``. ``loss_*`` are nats per item of the held-out text, ``None`` where not measured or not finite.
+
+    ``failure`` says what was asked for besides, a repaired copy or a page, and could not be written; then the ``exit_code`` is not 0.
+    """
 
     model: str
     architecture: str
@@ -124,3 +127,4 @@ class DiagnosisReport:
     seconds: float
     schema: str = "bitward.diagnose/1"
     exit_code: int = 0
+    failure: str = ""

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from bitward_agent.diagnosis.facts import (
     Suspect,
     Unflip,
 )
+from bitward_agent.diagnosis.step_words import KNOWS_NOTHING, counted, loss_words, without_place
 from bitward_agent.diagnosis.triage import ExponentHistogram, TriageReport, best_proposals, triage
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import ExitCode, ProgressSink
@@ -41,6 +43,7 @@ _EXIT_CODES = {
     DiagnosisVerdict.SUSPICIOUS: ExitCode.NOT_REPAIRABLE,
     DiagnosisVerdict.INCONCLUSIVE: ExitCode.CANNOT_TELL,
 }
+_LISTED = 3
 TELLING = Callable[[str], None]
 
 
@@ -61,11 +64,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The report, and what a picture or a repaired copy of the model is made from."""
+    """The report, and what a picture or a repaired copy of the model is made from.
+
+    ``twins`` are the bits of the report's un-flips in further places: a tensor that is stored twice is written twice. ``unplaced`` are
+    tensors that were changed and that no file holds as they are: they cannot be written.
+    """
 
     report: DiagnosisReport
     histograms: tuple[ExponentHistogram, ...]
     patches: tuple[Patch, ...] = ()
+    twins: tuple[Suspect, ...] = ()
+    unplaced: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     sensitivity: tuple[tuple[str, float], ...] = ()
 
@@ -108,6 +117,7 @@ class _Ladder:
         self.model: ModelSteps | None = None
         self.is_cut_short = False
         self.is_refused = False
+        self.is_told = False
         self.loss_before: float | None = None
         self.loss_after: float | None = None
 
@@ -148,7 +158,7 @@ class _Ladder:
             Step.PROFILE: self._profile,
             Step.RECOVERY: self._recovery,
         }
-        began = time.monotonic()
+        began, turned = time.monotonic(), len(self.unflips)
         if self.seconds_left() <= 0:
             self._skip(step, "the budget was used up")
             return
@@ -168,6 +178,10 @@ class _Ladder:
             said = (str(error).splitlines() or ["no message"])[0][:300]
             kind = "torch" if isinstance(error, RuntimeError) else f"running the model failed: {type(error).__name__}"
             words, state = ("not enough memory for this step" if "memory" in said.lower() else f"{kind}: {said}",), StepState.FAILED
+        words += without_place(self.unflips[turned:])
+        if self.model is not None and not self.is_told:
+            self.is_told = True
+            words += self.model.subject.notes
         self.steps.append(StepReport(step, state, time.monotonic() - began, words))
 
     # ------------------------------------------------------------------------------------------------------------- the steps
@@ -178,14 +192,17 @@ class _Ladder:
         self.histograms = report.histograms
         self.suspects += report.suspects
         proposals = best_proposals(report)
+        self.is_refused |= not report.is_whole
+        if report.bytes == 0 and report.notes:
+            raise BitwardError("; ".join(report.notes[:_LISTED]))
         if report.bytes == 0:
             raise InputError(f"{self.request.model}: no weights were found here")
         rate = report.bytes / max(report.seconds, 1e-9)
         words = [f"{report.bytes:,} bytes of tensors looked at, {rate / 1e6:,.0f} MB/s", *report.notes]
-        words.append(_counted(len(proposals), "bit") + " to turn back" if proposals else "no weight stands out that a single bit explains")
+        words.append(counted(len(proposals), "bit") + " to turn back" if proposals else "no weight stands out that a single bit explains")
         others = len(report.suspects) - len(proposals)
         if others:
-            words.append(_counted(others, "place") + " that no single bit explains")
+            words.append(counted(others, "place") + " that no single bit explains")
         return words
 
     def _loaded(self) -> ModelSteps:
@@ -211,7 +228,8 @@ class _Ladder:
         if self.triaged is None:
             return
         self.tell("trying what triage proposes …")
-        proposals = best_proposals(self.triaged)
+        self.suspects = model.without_twins(self.suspects)
+        proposals = model.without_twins(best_proposals(self.triaged))
         if proposals:
             unflips, refused = model.try_proposals(proposals)
             self.unflips += unflips
@@ -231,8 +249,8 @@ class _Ladder:
         self.unflips += found
         self.suspects += [one.suspect for one in found]
         self.loss_after = model.loss()
-        words = [f"loss {_loss(self.loss_before)} at first, {_loss(self.loss_after)} now (nats per item of the held-out text)"]
-        words.append(_counted(len(found), "bit") + " confirmed by held-out text" if found else "no bit wins enough on held-out text")
+        words = [f"loss {loss_words(self.loss_before)} at first, {loss_words(self.loss_after)} now (nats per item of the held-out text)"]
+        words.append(counted(len(found), "bit") + " confirmed by held-out text" if found else "no bit wins enough on held-out text")
         if self.seconds_left() <= 0:
             self.is_cut_short = True
             words.append("the budget was used up: more may be there")
@@ -278,6 +296,9 @@ class _Ladder:
         if self.model is None and self.triaged is not None:
             # Without a model to ask, the census alone speaks.
             self.unflips += [Unflip(one, None, None, None) for one in best_proposals(self.triaged)]
+        if self.model is not None and self.model.knows_nothing(self.loss_after) and not self.unflips:
+            last = self.steps.pop()
+            self.steps.append(replace(last, words=(*last.words, KNOWS_NOTHING)))
         verdict = self._verdict()
         report = DiagnosisReport(
             model=self.request.model,
@@ -297,22 +318,19 @@ class _Ladder:
         )
         if self.model is None:
             return Diagnosis(report, self.histograms)
-        return Diagnosis(report, self.histograms, self.model.patches(), self.model.tensors(), self.model.sensitivity())
+        twins = self.model.twins_of([one.suspect for one in self.unflips])
+        unplaced = (*(one.suspect.tensor for one in self.unflips if not one.suspect.path), *self.model.unplaced())
+        model = self.model
+        return Diagnosis(report, self.histograms, model.patches(), twins, unplaced, model.tensors(), model.sensitivity())
 
     def _verdict(self) -> DiagnosisVerdict:
         if self.unflips or any(one.accepted for one in self.attempts):
             return DiagnosisVerdict.FAULT_FOUND
         if self.suspects or any(one.evidence == "trace" for one in self.blocks):
             return DiagnosisVerdict.SUSPICIOUS
+        if self.model is not None and (self.model.subject.is_part or self.model.knows_nothing(self.loss_after)):
+            return DiagnosisVerdict.INCONCLUSIVE
         done = [one for one in self.steps if one.state is StepState.DONE]
         failed = [one for one in self.steps if one.state is StepState.FAILED]
         is_whole = bool(done) and not (failed or self.is_cut_short or self.is_refused)
         return DiagnosisVerdict.CLEAN if is_whole else DiagnosisVerdict.INCONCLUSIVE
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _loss(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.4f}"

@@ -11,7 +11,7 @@ Each gives one loss per item (token or passage), in nats, as float32, so that tw
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,28 @@ class TokenBatch:
     def part(self, rows: int, tokens: int) -> TokenBatch:
         """The first tokens of the first rows of it."""
         return TokenBatch({name: one[:rows, :tokens] for name, one in self.inputs.items()}, self.labels[:rows, :tokens])
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device: within tuples, lists, mappings and dataclasses, and of whatever moves itself (``to``).
+
+    What holds nothing that lies elsewhere comes back as the same object, as a loss may know its batches by identity.
+    """
+    if isinstance(batch, Tensor) or (not isinstance(batch, type) and callable(getattr(batch, "to", None))):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        moved = {name: on_device(one, device) for name, one in batch.items()}
+        return batch if all(moved[name] is one for name, one in batch.items()) else moved
+    if isinstance(batch, (tuple, list)):
+        items = [on_device(one, device) for one in batch]
+        if all(new is old for new, old in zip(items, batch, strict=True)):
+            return batch
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        old = {one.name: getattr(batch, one.name) for one in fields(batch) if one.init}
+        new = {name: on_device(one, device) for name, one in old.items()}
+        return batch if all(new[name] is one for name, one in old.items()) else replace(batch, **new)
+    return batch
 
 
 def causal_loss(model: nn.Module, batch: TokenBatch) -> Tensor:

@@ -20,19 +20,17 @@ from bitward_agent.diagnosis.changes import Change, ChangeTrials, apply_changes,
 from bitward_agent.diagnosis.donors import Donor, donated
 from bitward_agent.diagnosis.facts import Attempt
 from bitward_agent.diagnosis.pieces import Pieces
+from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, LEAST_GAIN_Z
 from bitward_agent.diagnosis.remedies import Option, attenuation_options, clamp_options
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.uncertainty import predictor_of, uncertainty
 from bitward_agent.errors import BitwardError
 from bitward_formats.frozen import dataclass
 
-LEAST_GAIN_SHARE = 0.003
-"""A recovery must win this share of the held-out loss, as an un-flip must …"""
-LEAST_GAIN_Z = 2.5
-"""… and so many standard errors of the mean difference by item."""
 LARGE_GAIN_SHARE = 0.05
 LARGE_GAIN_Z = 1.645
-"""Of a gain as large as this, 95 % of certainty is enough: an encoder's loss has few items, one for each pair of passages."""
+"""A recovery must win what an un-flip must (``profile``). Of a gain as large as this, 95 % of certainty is enough: an encoder's loss has
+few items, one for each pair of passages."""
 NEAR_TIE_SHARE = 0.01
 """Losses closer than this share are equal, as another text would order them otherwise: then the way that changes less is taken."""
 

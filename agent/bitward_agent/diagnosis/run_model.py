@@ -29,6 +29,7 @@ _ONE_BY_ONE = 64
 """More proposals than this are tried all at once only."""
 _PARTS_LIMIT = 4
 _LISTED = 3
+_GUESSING_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,18 @@ class ModelSteps:
         self._stop = stop
         self._changed: list[str] = []
         self._branch = ""
-        self._parameter_of = {(resolve(place.path), place.tensor): name for name, place in self.subject.places.items()}
+        places = ((name, one) for name, place in self.subject.places.items() for one in (place, *self.subject.twins.get(name, ())))
+        self._parameter_of = {(resolve(place.path), place.tensor): name for name, place in places}
 
     def loss(self) -> float | None:
         """The mean loss of the held-out text for the model as it is now."""
         mean = float(self.search.held_out().mean())
         return mean if math.isfinite(mean) else None
+
+    def knows_nothing(self, loss: float | None) -> bool:
+        """Whether a loss is that of a model that guesses: next to the logarithm of the vocabulary, or beyond it."""
+        chance = self.subject.chance_nats
+        return chance is not None and loss is not None and loss >= _GUESSING_SHARE * chance
 
     def try_proposals(self, proposals: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
         """Turn back all bits that triage proposes, then take back each that the text speaks against more than the census does for it.
@@ -70,7 +77,7 @@ class ModelSteps:
         asked about them.
         """
         before = self.loss()
-        asked = [(one, self._parameter_of.get((resolve(one.path), one.tensor))) for one in proposals]
+        asked = [(one, self._name_of(one)) for one in self.without_twins(proposals)]
         for one, name in asked:
             if name is not None:
                 self._turn(one, name)
@@ -86,8 +93,39 @@ class ModelSteps:
                     refused.append(one)
                     continue
                 self._turn(one, name)
-            kept.append(Unflip(one, before, None if name is None else self.loss(), None))
+            kept.append(Unflip(one, None, None, None) if name is None else Unflip(one, before, self.loss(), None))
         return kept, refused
+
+    def without_twins(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """One suspect of each place of the model: a tensor stored twice has each of its faults twice, and turning both turns none."""
+        seen: set[tuple[str, tuple[int, ...], int | None, str]] = set()
+        kept: list[Suspect] = []
+        for one in suspects:
+            name = self._name_of(one)
+            if name is not None and self.subject.twins.get(name):
+                key = name, one.index, one.bit, one.kind
+                if key in seen:
+                    continue
+                seen.add(key)
+            kept.append(one)
+        return kept
+
+    def _name_of(self, one: Suspect) -> str | None:
+        """The parameter that a suspect is about, if it is one."""
+        return self._parameter_of.get((resolve(one.path), one.tensor)) if one.path else None
+
+    def twins_of(self, suspects: Sequence[Suspect]) -> tuple[Suspect, ...]:
+        """The same bits in the further places of tensors that are stored more than once."""
+        found: list[Suspect] = []
+        for one in suspects:
+            name = self._name_of(one)
+            if name is None:
+                continue
+            places = (self.subject.places[name], *self.subject.twins.get(name, ()))
+            own = next(place for place in places if (resolve(place.path), place.tensor) == (resolve(one.path), one.tensor))
+            others = (place for place in places if place is not own)
+            found += [replace(one, path=to.path, tensor=to.tensor, offset=one.offset - own.offset + to.offset) for to in others]
+        return tuple(found)
 
     def make_numbers(self, suspects: Sequence[Suspect]) -> tuple[list[Unflip], list[Suspect]]:
         """For elements that are the only ones of their tensors that are no numbers: the bit that makes one which the model does best with.
@@ -220,6 +258,10 @@ class ModelSteps:
         """The tensors that recovery changed, as bytes for their files; those of a factory's model have none."""
         return patches_of(self.subject, [name for name in self._changed if name in self.subject.places])
 
+    def unplaced(self) -> tuple[str, ...]:
+        """Parameters that recovery changed and that have no place in a file."""
+        return tuple(name for name in dict.fromkeys(self._changed) if name not in self.subject.places)
+
     def tensors(self) -> tuple[str, ...]:
         """The names of all parameters, as the files have them where these are known."""
         places = self.subject.places
@@ -240,7 +282,7 @@ class ModelSteps:
         return [Unflip(self._suspect(one), one.loss_before, one.loss_after, one.gain_z) for one in found]
 
     def _of_model(self, suspects: Sequence[Suspect]) -> list[tuple[Suspect, str]]:
-        named = [(one, self._parameter_of.get((resolve(one.path), one.tensor)) if one.path else None) for one in suspects]
+        named = [(one, self._name_of(one)) for one in self.without_twins(suspects)]
         return [(one, name) for one, name in named if name is not None]
 
     def _turn(self, one: Suspect, name: str) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, mean_loss, replaced
 from bitward_agent.diagnosis.lost_contents import Lost, LostContents
 from bitward_agent.diagnosis.pieces import Pieces
+from bitward_agent.diagnosis.placing import Place
 from bitward_agent.diagnosis.serving_facts import DEGRADED_SHARE, NEGLIGIBLE_SHARE, LostBlock, ServingReport, ServingVerdict
-from bitward_agent.diagnosis.subject import Place, Subject
+from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.findings import Damage
 from bitward_formats.frozen import dataclass
 
@@ -57,7 +58,8 @@ def judge_serving(
         suspect_bits: for damages by their position, the bits of each element that may be wrong, where an inner code tells; else all.
     """
     started = time.monotonic()
-    places = {(place.tensor): (name, place) for name, place in subject.places.items()}
+    placed = [(name, one) for name, place in subject.places.items() for one in (place, *subject.twins.get(name, ()))]
+    places = {place.tensor: (name, place) for name, place in placed}
     parameters = dict(subject.model.named_parameters())
     located = [_locate(one, places, parameters, (suspect_bits or {}).get(at, -1)) for at, one in enumerate(damages)]
     of: dict[str, list[Lost]] = {}

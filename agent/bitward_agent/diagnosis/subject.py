@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from bitward_agent.diagnosis.calibration import rows_of_tokens
-from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, passage_loss
+from bitward_agent.diagnosis.model_files import ModelFiles, model_files, refuse_adapter
+from bitward_agent.diagnosis.objectives import LossFunction, TokenBatch, causal_loss, hide_tokens, masked_loss, on_device, passage_loss
+from bitward_agent.diagnosis.placing import Place, Placement, place_parameters
 from bitward_agent.errors import BitwardError, InputError
-from bitward_agent.inspection import inspect_file
-from bitward_agent.io import read_regular, resolve
+from bitward_agent.io import resolve
 from bitward_formats.errors import FormatError
 
 CHOOSING_TOKENS = 256
@@ -27,7 +28,6 @@ CHOOSING_TOKENS = 256
 _ROW_TOKENS = 64
 _PASSAGE_TOKENS = 16
 _PASSAGES = 24
-_INDEX_LIMIT_BYTES = 256 << 20
 _LAYERS_LIMIT = 4096
 """Of any one count of layers or experts in a configuration; a model of millions would be built for days, whatever its files hold."""
 
@@ -37,20 +37,12 @@ class ModelError(BitwardError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies: the file, the tensor's name and element type in it, and the offset of its first byte."""
-
-    path: str
-    tensor: str
-    dtype: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class Subject:
     """``choosing`` is the batch that faults are looked for with, ``quick`` a part of it; ``holdout`` are batches that take no part in that.
 
     ``places`` tells where each parameter's bytes lie; parameters that are no plain copy of a tensor of the files are missing in it.
+    ``twins`` are further places of the same bytes: tied tensors that are stored twice. ``is_part``: the files hold a larger model than
+    the one that is run. ``notes`` tell what of the files and of the model does not fit together.
     ``chance_nats`` is the loss of who knows nothing: the logarithm of the vocabulary; ``None`` where there is none.
     """
 
@@ -64,6 +56,9 @@ class Subject:
     places: Mapping[str, Place]
     files: tuple[str, ...]
     chance_nats: float | None = None
+    twins: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    is_part: bool = False
+    notes: tuple[str, ...] = ()
 
     def device(self) -> torch.device:
         """Where the model's parameters are."""
@@ -86,37 +81,11 @@ def told_as_model_error(source: str) -> Iterator[None]:
         raise ModelError(f"{source}: torch cannot run this model: {type(error).__name__}: {_first_line(error)}") from error
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The checkpoint files of a Hugging Face directory: those of its index, or the one that is there.
-
-    Raises:
-        InputError: There are none.
-    """
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        index = directory / index_name
-        if index.is_file():
-            data = read_regular(str(index), _INDEX_LIMIT_BYTES, "no index of shards is so large")
-            try:
-                names = sorted(set(json.loads(data.decode("utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-                raise InputError(f"{index}: not an index of shards: {error}") from error
-            if any(not isinstance(name, str) or Path(name).name != name or "\0" in name for name in names):
-                raise InputError(f"{index}: it names files outside its directory")
-            missing = [name for name in names if not (directory / name).is_file()]
-            if missing:
-                raise InputError(f"{directory / missing[0]}: the index names this file, but it is not there")
-            return [directory / name for name in names]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (directory / name).is_file():
-            return [directory / name]
-    raise InputError(f"{directory}: no model here (no model.safetensors, pytorch_model.bin or index of shards)")
-
-
 def load_subject(source: str, text: str, *, device: str = "cpu", max_tokens: int = 2048) -> Subject:
     """Load ``source``: a Hugging Face directory, or ``module:factory``.
 
     A factory takes no arguments and returns ``(model, loss, batches)``: ``loss(model, batch)`` gives a 1-D tensor, one loss per item;
-    the first batch is for choosing, the others confirm.
+    the first batch is for choosing, the others confirm. Tensors of batches are moved to the device, within tuples, lists and mappings too.
 
     Raises:
         InputError: There is no such model, or the text is too short.
@@ -127,8 +96,9 @@ def load_subject(source: str, text: str, *, device: str = "cpu", max_tokens: int
     directory = Path(source)
     if not directory.is_dir():
         raise InputError(f"{source}: no such directory (or give module:factory)")
-    files = weight_files(directory)
-    return _from_directory(directory, files, text, device, max_tokens)
+    found = model_files(directory)
+    refuse_adapter(directory)
+    return _from_directory(directory, found, text, device, max_tokens)
 
 
 def _from_factory(source: str, device: str) -> Subject:
@@ -150,10 +120,12 @@ def _from_factory(source: str, device: str) -> Subject:
         raise ModelError(f"{source}: a factory must return (torch module, loss(module, batch), [two or more batches])")
     model, loss, batches = made
     _move(model.eval(), device)
+    with told_as_model_error(source):
+        batches = [on_device(one, torch.device(device)) for one in batches]
     return Subject(model, source, type(model).__name__, loss, batches[0], batches[0], tuple(batches[1:]), {}, ())
 
 
-def _from_directory(directory: Path, files: Sequence[Path], text: str, device: str, max_tokens: int) -> Subject:
+def _from_directory(directory: Path, found: ModelFiles, text: str, device: str, max_tokens: int) -> Subject:
     try:
         import transformers
     except ImportError as error:
@@ -179,17 +151,16 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
         raise ModelError(f"{directory}: transformers cannot load this model: {type(error).__name__}: {_first_line(error)}") from error
     # A pooler is not run by any loss here, and checkpoints often come without.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise ModelError(f"{directory}: {len(missing):,} tensors of the model are in none of its files, the first is {missing[0][:200]}")
+    _refuse_made_up(str(directory), missing)
+    names = [resolve(str(file)) for file in found.files]  # as triage names them, whatever way leads there
+    placed, notes = _placed(model, names, loading)
     _move(model.eval(), device)
     if loss is masked_loss and getattr(tokenizer, "mask_token_id", None) is None:
         raise ModelError(f"{directory}: a masked language model whose tokenizer has no mask token: nothing can be hidden from it")
     with told_as_model_error(str(directory)):
         batches = _batches(tokenizer(text)["input_ids"][:max_tokens], loss, tokenizer, torch.device(device))
-    names = [resolve(str(file)) for file in files]  # as triage names them, whatever way leads there
     choosing = batches[0]
     quick = choosing if loss is passage_loss else choosing.part(choosing.rows, _ROW_TOKENS // 2)
-    places = _places(model, names)
     vocabulary = getattr(config, "vocab_size", None) if loss is not passage_loss else None
     return Subject(
         model=model,
@@ -199,10 +170,28 @@ def _from_directory(directory: Path, files: Sequence[Path], text: str, device: s
         choosing=choosing,
         quick=quick,
         holdout=tuple(batches[1:]),
-        places=places,
+        places=placed.places,
         files=tuple(names),
         chance_nats=math.log(vocabulary) if vocabulary else None,
+        twins=placed.twins,
+        is_part=placed.is_part,
+        notes=(*found.notes, *notes),
     )
+
+
+def _placed(model: nn.Module, files: Sequence[str], loading: Mapping[str, Any]) -> tuple[Placement, tuple[str, ...]]:
+    """Where the parameters lie, and what is to be said of that.
+
+    Raises:
+        ModelError: Parameters are in no file although the loading does not count them as missing: what they hold was made up.
+    """
+    placed = place_parameters(model, files, frozenset(loading["unexpected_keys"]))
+    patterns = [re.compile(one) for one in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    made_up = [name for name, _ in model.named_parameters() if name not in placed.places and any(one.search(name) for one in patterns)]
+    _refuse_made_up(files[0], made_up)
+    poolers = sorted(name for name in loading["missing_keys"] if "pooler" in name)
+    made = (f"{poolers[0]} is in no file and holds what was made up when it was loaded; no loss here runs it",) if poolers else ()
+    return placed, (*placed.notes, *made)
 
 
 def _move(model: nn.Module, device: str) -> None:
@@ -212,6 +201,11 @@ def _move(model: nn.Module, device: str) -> None:
         raise MemoryError(str(error)) from error
     except (AssertionError, RuntimeError) as error:  # torch asserts that it was built for the device
         raise ModelError(f"--device {device}: torch cannot run a model there: {_first_line(error)}") from error
+
+
+def _refuse_made_up(source: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(f"{source}: {len(missing):,} tensors of the model are in none of its files, the first is {missing[0][:200]}")
 
 
 def _check_counts(directory: Path, config: Mapping[str, Any]) -> None:
@@ -254,28 +248,6 @@ def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: 
     if len(batches) < 2:
         raise InputError("the calibration text is too short: it must fill two batches, one to choose with and one to confirm")
     return batches
-
-
-def _places(model: nn.Module, files: Sequence[str]) -> dict[str, Place]:
-    """Where each parameter's bytes lie, for those whose name, shape and element type agree with a tensor of the files."""
-    found: dict[str, tuple[Place, tuple[int, ...]]] = {}
-    for path in files:
-        for span in inspect_file(resolve(path)).spans:
-            if span.tensor is not None:
-                found[span.tensor] = (Place(path, span.tensor, span.dtype, span.offset), tuple(span.shape))
-    prefix = getattr(model, "base_model_prefix", "")
-    places: dict[str, Place] = {}
-    for name, parameter in model.named_parameters():
-        for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-            place, shape = found.get(candidate, (None, ()))
-            if place is not None and shape == tuple(parameter.shape) and DTYPE_LABELS.get(parameter.dtype) == place.dtype:
-                places[name] = place
-                break
-    return places
-
-
-DTYPE_LABELS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-"""Element types whose bits can be turned, by the labels that layouts use."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from bitward_agent.units import list_unit
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Layout, Role, Span
 
+_WEIGHTS = re.compile(r"(\.(safetensors|gguf)|pytorch_model[^/]*\.bin)$", re.IGNORECASE)
+"""Files that are weights by their names: one of these in which no tensors are known is damaged, or something else than it says."""
 FILES_AT_ONCE = 256
 """Files that are open together."""
 
@@ -55,7 +58,7 @@ class TriageReport:
     """``suspects`` by falling score; those with a ``bit`` are proposals, the others words. ``bytes`` were read of tensors.
 
     ``candidates`` are the likeliest un-flips of those that the census alone does not justify, at most ``settling.CANDIDATES_LIMIT``: clean
-    models have them too. They are for steps that can try them.
+    models have them too. They are for steps that can try them. ``is_whole`` unless weights could not be looked at; ``notes`` say which.
     """
 
     suspects: tuple[Suspect, ...]
@@ -64,6 +67,7 @@ class TriageReport:
     histograms: tuple[ExponentHistogram, ...]
     notes: tuple[str, ...] = ()
     candidates: tuple[Suspect, ...] = ()
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,8 @@ def _paths(paths: Sequence[Path | str]) -> dict[str, bool]:
     return found
 
 
-def _files(paths: dict[str, bool], notes: list[str], disk: Disk) -> Iterator[_File]:
-    """The files that hold tensors. What is in a directory and cannot be read is noted."""
+def _files(paths: dict[str, bool], notes: list[str], gaps: list[str], disk: Disk) -> Iterator[_File]:
+    """The files that hold tensors. What is in a directory and cannot be read is noted; ``gaps`` are weights among that."""
     for path, is_named in paths.items():
         try:
             with OpenFile(path, disk=disk) as file:
@@ -163,9 +167,14 @@ def _files(paths: dict[str, bool], notes: list[str], disk: Disk) -> Iterator[_Fi
             if is_named:
                 raise
             notes.append(str(error))
+            gaps.append(path)
             continue
         if any(span.role is Role.TENSOR for span in layout.spans):
             yield _File(path, state, layout, series_of(layout))
+        elif layout.note:
+            notes.append(f"{path}: {layout.note}")
+            if _WEIGHTS.search(path):
+                gaps.append(path)
 
 
 def triage(
@@ -174,7 +183,8 @@ def triage(
     """Look for damage in files, or in all files of directories, that belong to one model.
 
     ``jobs`` threads read (default: as ``verify``). Files in which the readers know no tensors are passed over, as are those of a directory
-    that cannot be read (``notes`` say so). Vectors and pages are compared between up to ``FILES_AT_ONCE`` files.
+    that cannot be read (``notes`` say so; if they are weights by their names, the report is not ``is_whole``). Vectors and pages are
+    compared between up to ``FILES_AT_ONCE`` files.
 
     Raises:
         InputError: a path leads nowhere.
@@ -182,7 +192,8 @@ def triage(
     """
     started = time.perf_counter()
     notes: list[str] = []
-    files = list(_files(_paths(paths), notes, disk))
+    gaps: list[str] = []
+    files = list(_files(_paths(paths), notes, gaps, disk))
     total_bytes = sum(span.length for file in files for span in file.layout.spans if span.role is Role.TENSOR)
     # A flip may have hit anything: a number, or a byte of codes and integers.
     weights = total_bytes - sum(one.count * (one.form.item_bytes - 1) for file in files for one in file.series)
@@ -195,7 +206,8 @@ def triage(
     suspects, candidates = settle(state.suspects)
     histograms = sorted(state.histograms, key=lambda one: (one.path, one.tensor, one.part))
     seconds = time.perf_counter() - started
-    return TriageReport(suspects, state.done_bytes, seconds, tuple(histograms), (*notes, *state.notes), candidates)
+    is_whole = not (gaps or state.notes)
+    return TriageReport(suspects, state.done_bytes, seconds, tuple(histograms), (*notes, *state.notes), candidates, is_whole)
 
 
 def best_proposals(report: TriageReport) -> tuple[Suspect, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isclose
 
 import numpy as np
@@ -66,19 +67,50 @@ def write_recovered(
     unflips: Sequence[Suspect] = (),
     patches: Sequence[Patch] = (),
     protect: Callable[[str], ProtectReport] | None = None,
+    contents: Mapping[str, bytes] | None = None,
     disk: Disk = DISK,
 ) -> WrittenModel:
     """Copy the directory ``source`` to ``output``, which must be missing or empty, with un-flips and then patches made in the copy.
 
     Args:
-        protect: called with the new directory when it is there; what it protects has been vouched for by nobody but a diagnosis.
+        protect: called with the new directory before it gets its name; what it protects has been vouched for by nobody but a diagnosis.
+        contents: what ``contents_of`` said of ``source`` before it was diagnosed.
 
     Raises:
         InputError: ``source`` is no directory, ``output`` holds something or lies inside of ``source``, or a change is about no place of a
             file of ``source``.
         UnreadableError: A file cannot be read whole.
-        WriteError: The copy cannot be written, or does not read back; then ``output`` is not there.
-        BusyError: A file changed while it was copied.
+        WriteError: The copy cannot be written or protected, or does not read back; then ``output`` is not there.
+        BusyError: A file changed while it was copied, or is not what it was before the diagnosis.
+    """
+    origin, target, temporary = refuse_output(source, output)
+    members = list(_members(origin))
+    if contents is not None and {real for _, real in members} != contents.keys():
+        raise BusyError(f"{source}: files came or went since it was diagnosed: diagnose it again when its writer is done")
+    edits = _edits(members, unflips, patches)
+    make_folder(temporary, disk)
+    bits = total = 0
+    try:
+        for relative, real in members:
+            copy = os.path.join(temporary, relative)
+            make_folder(os.path.dirname(copy), disk)
+            size, changed_bits = _copy(real, copy, edits.get(real, ()), None if contents is None else contents[real], disk)
+            total, bits = total + size, bits + changed_bits
+        report = None if protect is None else _protected(protect, temporary, target)
+        _rename_folder(temporary, target, disk)
+    except BaseException:
+        _remove_tree(temporary)
+        raise
+    files = tuple(relative for relative, _ in members)
+    changed = tuple(relative for relative, real in members if real in edits)
+    return WrittenModel(target, files, changed, total, len(unflips), len(patches), bits, report)
+
+
+def refuse_output(source: str, output: str) -> tuple[str, str, str]:
+    """The real paths of a model's directory, of a new one for its copy, and of where that is made before it gets its name.
+
+    Raises:
+        InputError: As ``write_recovered``.
     """
     origin, target = resolve(source), resolve(output)
     if not os.path.isdir(origin):
@@ -87,28 +119,50 @@ def write_recovered(
         raise InputError(f"{output}: is there already and not empty: name a new directory")
     if f"{target}/".startswith(f"{origin}/"):
         raise InputError(f"{output}: lies inside of the model's own directory")
-    members = list(_members(origin))
-    edits = _edits(members, unflips, patches)
     parent, name = os.path.split(target)
     temporary = os.path.join(parent, f".{name}.new")
     if os.path.lexists(temporary):
         raise InputError(f"{temporary}: is in the way, left by an interrupted run: remove it")
-    make_folder(temporary, disk)
-    bits = total = 0
-    try:
-        for relative, real in members:
-            copy = os.path.join(temporary, relative)
-            make_folder(os.path.dirname(copy), disk)
-            size, changed_bits = _copy(real, copy, edits.get(real, ()), disk)
-            total, bits = total + size, bits + changed_bits
-        _rename_folder(temporary, target, disk)
-    except BaseException:
-        _remove_tree(temporary)
-        raise
-    files = tuple(relative for relative, _ in members)
-    changed = tuple(relative for relative, real in members if real in edits)
-    report = protect(target) if protect is not None else None
-    return WrittenModel(target, files, changed, total, len(unflips), len(patches), bits, report)
+    return origin, target, temporary
+
+
+def contents_of(source: str, disk: Disk = DISK) -> dict[str, bytes]:
+    """The digest (XXH3-128) of each file that a copy of ``source`` would have, by its real path.
+
+    Raises:
+        UnreadableError: A file cannot be read whole.
+    """
+    found: dict[str, bytes] = {}
+    buffer = bytearray(_CHUNK_BYTES)
+    for _, real in _members(resolve(source)):
+        digest = xxhash.xxh3_128()
+        with OpenFile(real, disk=disk) as file:
+            size = file.state().size
+            for offset in range(0, size, _CHUNK_BYTES):
+                chunk = memoryview(buffer)[: min(_CHUNK_BYTES, size - offset)]
+                if lost := file.read_into(chunk, offset):
+                    raise _unreadable(real, lost[0][0])
+                digest.update(chunk)
+        found[real] = digest.digest()
+    return found
+
+
+def _protected(protect: Callable[[str], ProtectReport], temporary: str, target: str) -> ProtectReport:
+    """Protect the copy where it is made; the report's paths are those that it is about to have."""
+    report = protect(temporary)
+    if report.exit_code:
+        why = next((one.message for one in report.files if one.message), "its files cannot be protected")
+        raise WriteError(f"{target}: cannot be protected, and so is not written: {why}")
+    files = (replace(one, path=_moved(one.path, temporary, target), sidecar=_moved(one.sidecar, temporary, target)) for one in report.files)
+    return replace(report, files=tuple(files))
+
+
+def _moved(path: str, temporary: str, target: str) -> str:
+    return target + path.removeprefix(temporary) if path.startswith(f"{temporary}/") else path
+
+
+def _unreadable(path: str, offset: int) -> UnreadableError:
+    return UnreadableError(f"{path}: cannot be read at byte {offset:,}: repair the file or its medium first")
 
 
 def _members(origin: str) -> Iterator[tuple[str, str]]:
@@ -189,9 +243,12 @@ def _same(first: float | int | str, second: float | int | str) -> bool:
     return first == second or isclose(first, second, rel_tol=1e-6) or str(first) == str(second)
 
 
-def _copy(real: str, copy: str, edits: Sequence[tuple[int, bytes, bool]], disk: Disk) -> tuple[int, int]:
-    """One file, through its changes, read back. Returns its size and how many bits differ from the source."""
-    digest = xxhash.xxh3_128()
+def _copy(real: str, copy: str, edits: Sequence[tuple[int, bytes, bool]], expected: bytes | None, disk: Disk) -> tuple[int, int]:
+    """One file, through its changes, read back. Returns its size and how many bits differ from the source.
+
+    ``expected`` is the digest of the source as it was diagnosed, if that is known.
+    """
+    digest, found = xxhash.xxh3_128(), xxhash.xxh3_128()
     bits = 0
     with OpenFile(real, disk=disk) as file:
         before = file.state()
@@ -201,12 +258,15 @@ def _copy(real: str, copy: str, edits: Sequence[tuple[int, bytes, bool]], disk: 
                 chunk = memoryview(buffer)[: min(len(buffer), before.size - offset)]
                 lost = file.read_into(chunk, offset)
                 if lost:
-                    raise UnreadableError(f"{real}: cannot be read at byte {lost[0][0]:,}: repair the file or its medium first")
+                    raise _unreadable(real, lost[0][0])
+                found.update(chunk)
                 bits += _overlay(chunk, offset, edits)
                 digest.update(chunk)
                 target.write_all(chunk, offset)
             if file.state() != before:
                 raise BusyError(f"{real}: changed while it was copied: run it again when its writer is done")
+            if expected is not None and found.digest() != expected:
+                raise BusyError(f"{real}: is not what was diagnosed: diagnose it again when its writer is done")
     _read_back(copy, before.size, digest.digest(), disk)
     return before.size, bits
 

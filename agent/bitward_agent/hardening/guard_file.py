@@ -22,6 +22,7 @@ _FIELDS = ["dtype", "elements", "top_exponent_bit", "exceptions", "range", "rang
 _FILES_LIMIT = 10_000
 _TENSORS_LIMIT = 400_000
 _ELEMENTS_LIMIT = 1 << 48
+_NAME_CHARACTERS = 120
 
 
 class GuardFileError(BitwardError):
@@ -88,11 +89,11 @@ def _guards(path: str, document: Any) -> tuple[FileGuard, ...]:
 def _check_name(path: str, name: str) -> None:
     parts = name.split("/")
     if not name or name.startswith("/") or "\0" in name or os.pardir in parts or "" in parts or "." in parts:
-        raise GuardFileError(f"{path}: file {name!r} does not lie beside the guard")
+        raise GuardFileError(f"{path}: file {name[:_NAME_CHARACTERS]!r} does not lie beside the guard")
 
 
 def _tensor(path: str, name: str, fields: Any) -> TensorGuard:
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {name[:_NAME_CHARACTERS]!r}"
     if not isinstance(fields, list) or len(fields) != len(_FIELDS):
         raise GuardFileError(f"{where}: {len(_FIELDS)} fields are needed")
     dtype, elements, top_bit, exceptions, usual, whole = fields

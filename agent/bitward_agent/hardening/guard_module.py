@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bitward_agent.diagnosis.subject import DTYPE_LABELS
+from bitward_agent.diagnosis.placing import DTYPE_LABELS
 from bitward_agent.diagnosis.tensor_bits import FORMS
 from bitward_agent.hardening.exponent_guard import FileGuard, GuardedFile, mask_and_clip
 from bitward_agent.hardening.float_tensors import unsigned_type

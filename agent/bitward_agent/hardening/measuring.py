@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bitward_agent.diagnosis.objectives import TokenBatch, causal_loss, masked_loss, passage_loss
-from bitward_agent.diagnosis.subject import ModelError, Place, Subject, load_subject
+from bitward_agent.diagnosis.placing import Place
+from bitward_agent.diagnosis.subject import ModelError, Subject, load_subject
 from bitward_agent.errors import InputError
 from bitward_agent.io import OpenFile
 

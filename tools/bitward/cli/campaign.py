@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from bitward.cli.options import ended_in_good_order, with_view
 from bitward.cli.view import View
+from bitward.report.names import printable_text
+from bitward_agent.errors import WriteError
+from bitward_agent.findings import ExitCode
 
 _DEFENCES = ("none", "flipguard", "strong", "repair")
 
@@ -59,12 +63,19 @@ def command(
     tell = (lambda result: view.write([trial_line(result, order.metric, view.style())])) if view.speaks else None
     with ended_in_good_order():
         report = campaign(order, tell)
+    failed: list[WriteError] = []
     if svg or html:
         from bitward.report.campaign_page import campaign_page
         from bitward.report.campaign_plot import campaign_svg
 
         for path, text in ((svg, campaign_svg), (html, campaign_page)):
             if path:
-                with atomic_file(path) as file:
-                    file.write_all(text(report).encode("utf-8"), 0)
-    return view.finish(report, campaign_lines)
+                try:
+                    with atomic_file(path) as file:
+                        file.write_all(text(report).encode("utf-8"), 0)
+                except WriteError as error:  # what was measured for minutes is not to be lost because a disk is full
+                    failed.append(error)
+    code = view.finish(report, campaign_lines)
+    for one in failed:
+        sys.stderr.write(f"bitward: {printable_text(str(one))}\n")
+    return ExitCode.worst([code, ExitCode.CANNOT_TELL]) if failed else code

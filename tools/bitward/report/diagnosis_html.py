@@ -98,6 +98,8 @@ def _head(report: DiagnosisReport) -> Iterator[str]:
     about = [f"Calibration: {text(report.calibration, 200)}"]
     if report.architecture:
         about.insert(0, f"Architecture: {text(report.architecture, 200)}")
+    if report.failure:
+        about.append(f"Not written: {text(report.failure)}")
     if report.output:
         about.append(f"Repaired copy: <code>{name(report.output)}</code>")
     yield f'<p class="meta" style="margin-top:.9rem">{" · ".join(about)}</p>'

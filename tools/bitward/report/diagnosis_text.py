@@ -27,6 +27,9 @@ _WRAP_NAME = 60
 """Most characters of a tensor's name in a table; the element stays whole."""
 
 
+_LINE_CHARACTERS = 600
+
+
 def diagnosis_lines(report: DiagnosisReport, style: Style) -> Iterator[str]:
     """Verdict, steps, bits turned back, other suspects, recovery, what next."""
     paint = {
@@ -45,6 +48,8 @@ def diagnosis_lines(report: DiagnosisReport, style: Style) -> Iterator[str]:
     yield from _unflip_lines(report.unflips, style)
     yield from _suspect_lines(turned_apart(report), style, also=bool(report.unflips))
     yield from _attempt_lines(report.attempts, style)
+    if report.failure:
+        yield f"  {style.bad('not written')}: {printable_text(report.failure)}"
     if report.output:
         yield f"  repaired copy: {style.strong(printable(report.output))}"
     yield from (f"  {style.strong('→')} {line}" for line in what_next(report))
@@ -86,7 +91,7 @@ def _step_lines(step: StepReport, style: Style) -> Iterator[str]:
     paint = {StepState.DONE: style.good, StepState.SKIPPED: style.dim, StepState.FAILED: style.warn}[step.state]
     took = f"  {style.dim(seconds(step.seconds))}" if step.state is not StepState.SKIPPED else ""
     yield f"{style.strong(name)}: {paint(STATE_WORDS[step.state])}{took}"
-    yield from (f"  {printable_text(line)}" for line in step.words)
+    yield from (f"  {_said(line)}" for line in step.words)
 
 
 def _cut(name: str) -> str:
@@ -105,6 +110,12 @@ def _values(one: Suspect) -> tuple[str, str]:
     return printable_text(found), printable_text(correct)
 
 
+def _said(words: str) -> str:
+    """What is said, printable; names of files may make it as long as they like."""
+    shown = printable_text(words)
+    return shown if len(shown) <= _LINE_CHARACTERS else f"{shown[: _LINE_CHARACTERS - 200]}…{shown[-199:]}"
+
+
 def _unflip_lines(unflips: tuple[Unflip, ...], style: Style) -> Iterator[str]:
     if not unflips:
         return
@@ -115,7 +126,7 @@ def _unflip_lines(unflips: tuple[Unflip, ...], style: Style) -> Iterator[str]:
         sure = "" if one.gain_z is None else f"{one.gain_z:.1f} σ"
         rows.append((_place(one.suspect), bit_words(one.suspect), found, correct, loss_change(one.loss_before, one.loss_after), sure))
     yield from table(("weight", "bit", "found", "right", "loss", ""), rows, right=frozenset({2, 3, 5}), indent=4, style=style)
-    yield from (f"    {printable_text(one.suspect.words)}" for one in unflips[:3] if one.suspect.words)
+    yield from (f"    {_said(one.suspect.words)}" for one in unflips[:3] if one.suspect.words)
     if len(unflips) > LINE_LIMIT:
         yield style.dim(f"    … and {len(unflips) - LINE_LIMIT:,} more (use --json)")
 
@@ -139,9 +150,9 @@ def _attempt_lines(attempts: tuple[Attempt, ...], style: Style) -> Iterator[str]
     yield f"  {style.strong('recovery')}:"
     for one in attempts[:LINE_LIMIT]:
         mark = style.good("kept") if one.accepted else style.dim("not kept")
-        yield f"    {printable_text(one.way)} {printable_text(one.what)}: loss {loss_change(one.loss_before, one.loss_after)}, {mark}"
+        yield f"    {printable_text(one.way)} {_said(one.what)}: loss {loss_change(one.loss_before, one.loss_after)}, {mark}"
         if one.words:
-            yield style.dim(f"      {printable_text(one.words)}")
+            yield style.dim(f"      {_said(one.words)}")
     if len(attempts) > LINE_LIMIT:
         yield style.dim(f"    … and {len(attempts) - LINE_LIMIT:,} more (use --json)")
 

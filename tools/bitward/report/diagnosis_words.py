@@ -38,6 +38,8 @@ def verdict_reason(report: DiagnosisReport) -> str:
             places = count(len(report.suspects), "place")
             return f"{places} {'looks' if len(report.suspects) == 1 else 'look'} damaged, and no single bit explains it."
         case DiagnosisVerdict.INCONCLUSIVE:
+            if all(one.state is StepState.DONE for one in report.steps):
+                return "Nothing was found, but what was looked at does not stand for the model."
             return "Nothing was found, but not every step could be done."
 
 
@@ -91,6 +93,8 @@ def what_next(report: DiagnosisReport) -> list[str]:
             "The repaired copy is written and protected, as first-seen: nobody but this diagnosis vouches for it. Try it, then serve it."
         )
         lines.append("The model that was diagnosed is as it was. Keep it until the copy has proved itself.")
+    elif found and not any(one.suspect.path for one in report.unflips) and not accepted(report):
+        lines.append("No file holds these weights as the model does, so that no repaired copy can be written.")
     elif found:
         lines.append(
             f"{command('diagnose', report.model, ' --apply --output NEW_DIR')} writes a repaired copy; the model itself is never written."
@@ -103,7 +107,10 @@ def what_next(report: DiagnosisReport) -> list[str]:
             lines.append("Do not serve it before that.")
         case DiagnosisVerdict.INCONCLUSIVE:
             failed = [STEP_NAMES[one.step][0].lower() for one in report.steps if one.state is not StepState.DONE]
-            lines.append(f"See above why {' and '.join(failed) or 'a step'} could not be done; what is missing there may tell more.")
+            if failed:
+                lines.append(f"See above why {' and '.join(failed)} could not be done; what is missing there may tell more.")
+            else:
+                lines.append("See above what does not fit together, and diagnose again when it does.")
         case DiagnosisVerdict.CLEAN:
             lines.append(
                 f"{command('protect', report.model)} keeps it as it is: the next flip is then found and repaired without a diagnosis."
