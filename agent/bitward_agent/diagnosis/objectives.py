@@ -106,11 +106,11 @@ def hide_tokens(rows: Tensor, mask_token: int) -> tuple[Tensor, Tensor]:
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """``logits``: float [items, vocabulary]; ``labels``: int64 [items]. Returns float32 [items]."""
-    losses: Tensor = _CrossEntropies.apply(logits, labels)  # type: ignore[no-untyped-call]
+    losses: Tensor = _CrossEntropies.apply(logits, labels)
     return losses
 
 
-class _CrossEntropies(torch.autograd.Function):
+class _CrossEntropies(torch.autograd.Function):  # type: ignore[misc]
     """Cross entropies in float32 whose gradient is made a few rows at a time: torch's own hold the logits three times over, in float32.
 
     The gradient by the logits is (softmax − one at the label) × the gradient by the loss. It can be taken once, not twice.
@@ -126,7 +126,7 @@ class _CrossEntropies(torch.autograd.Function):
         return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
         by_loss = gradients[0].float() * (labels != _NO_LABEL)
