@@ -121,16 +121,18 @@ class Bench:
         turned: list[Bit] = [self.bit_of(one) for one in best_proposals(report)]
         for name, element, bit in turned:
             self.search.turn(name, element, bit)
-        by_triage = set(turned) == set(faults)
+        by_triage, first = set(turned) == set(faults), turned[: len(faults)]
         if not by_triage or len(faults) > 1:
             extra = [self.bit_of(one) for one in report.candidates]
-            # For a single fault one round tells which bit comes first; the command goes on until a round finds nothing.
             found = self.search.run(extra=extra) if len(faults) > 1 else self.search.round(extra)
+            first = [*turned, *((one.parameter, one.element, one.bit) for one in found)][: len(faults)]
+            if found and len(faults) == 1 and first != faults:
+                # As the command does; where the first round has made the model as it was, there is nothing to go on with.
+                found = self.search.run(extra=extra, begun=found)
             turned += [(one.parameter, one.element, one.bit) for one in found]
         seconds = time.monotonic() - began
         change = self.text_loss() - self.clean_text
         tally.faults += len(faults)
-        first = turned[: len(faults)]
         tally.weight_first += len({one[:2] for one in first} & {one[:2] for one in faults})
         tally.bit_first += len(set(first) & set(faults))
         tally.by_triage += len(faults) if by_triage else 0
@@ -139,7 +141,8 @@ class Bench:
         for name, element, bit in {one for one in [*turned, *faults] if [*turned, *faults].count(one) % 2}:
             self.search.turn(name, element, bit)
         self._undo_files(faults)
-        return f"{'triage' if by_triage else 'profile'} turned {turned}; perplexity {math.exp(change) - 1:+.2%}, {seconds:.0f} s"
+        by = "triage" if by_triage else "profile"
+        return f"{by} first {first} turned {turned}; perplexity {math.exp(change) - 1:+.2%}, {seconds:.0f} s"
 
     def _undo_files(self, faults: list[Bit]) -> None:
         for bit in faults:

@@ -22,7 +22,7 @@ from bitward_agent.diagnosis.pieces import Pieces
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
 from bitward_agent.diagnosis.trials import Trials, turned
-from bitward_agent.diagnosis.weight_prior import WeightPrior
+from bitward_agent.diagnosis.weight_prior import WeightPrior, neighbours_of
 
 WEIGHTS_TRIED = 28
 """Weights of each ranking that are tried for real."""
@@ -32,6 +32,7 @@ _WEIGHTS_REFINED = 4
 _BITS_CONFIRMED = 3
 _OPTIONS_LIMIT = 3
 _BEYOND_NATS = 8.0
+_BEYOND_NEIGHBOURS = 4.0
 _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
 _NEAR_NATS = 12.0
@@ -111,15 +112,19 @@ class Profile:
     def prior_of(self, name: str) -> WeightPrior:
         """The prior of a parameter's values, made when first asked for and again after a change."""
         if name not in self._priors:
-            self._priors[name] = WeightPrior(self.parameters[name])
+            around = neighbours_of(name, self.parameters) if self.parameters[name].dim() == 1 else []
+            self._priors[name] = WeightPrior(self.parameters[name], [self.parameters[one] for one in around])
         return self._priors[name]
 
-    def run(self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None) -> list[Found]:
+    def run(
+        self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None, begun: Sequence[Found] = ()
+    ) -> list[Found]:
         """Rounds until nothing more is confirmed, ``FOUND_LIMIT`` un-flips are made or ``stop`` says so.
 
-        ``extra``: bits that other evidence points at; they are tried with those that the gradients propose.
+        ``extra``: bits that other evidence points at; they are tried with those that the gradients propose. ``begun``: what earlier rounds
+        have turned.
         """
-        found: list[Found] = []
+        found = list(begun)
         while len(found) < FOUND_LIMIT and not self._stop():
             tell(f"profile: looking for fault {len(found) + 1} …")
             new = self.round(extra)
@@ -194,13 +199,15 @@ class Profile:
         now = prior.log_prior(value.float().abs(), scale, present=True) + prior.recurrence_nats(place, value)
         options = [flipped(value, bit) for bit in bits]
         likelier = [float(prior.log_prior(one.float().abs(), scale) + prior.recurrence_nats(place, one) - now) for one in options]
-        beyond = [self._is_beyond(name, float(value), float(one)) for one in options]
+        beyond = [self._is_beyond(name, element, float(value), float(one)) for one in options]
         return [more - _BEYOND_NATS if far else more for more, far in zip(likelier, beyond, strict=True)]
 
-    def _is_beyond(self, name: str, before: float, after: float) -> bool:
-        """Whether a weight would be larger than it was, and than all others of its tensor."""
-        largest = self.prior_of(name).largest
-        others = largest[-1] if abs(before) == largest[0] else largest[0]
+    def _is_beyond(self, name: str, element: int, before: float, after: float) -> bool:
+        """Whether a weight would be larger than it was, and than all others of its tensor; for vectors, than around them."""
+        prior = self.prior_of(name)
+        if prior.shape_of_neighbours is not None:
+            return abs(after) > max(abs(before), _BEYOND_NEIGHBOURS * self._usual(name, element))
+        others = prior.largest[-1] if abs(before) == prior.largest[0] else prior.largest[0]
         return abs(after) > max(others, abs(before))
 
     def _sieve(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -262,7 +269,7 @@ class Profile:
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
         bars = self._bars(loss_before)
         passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in bars)
-        if self._is_beyond(one.parameter, before, after):
+        if self._is_beyond(one.parameter, one.element, before, after):
             passes = passes and _BEYOND.passed(loss_before, loss_after, z, one.prior_nats)
         if not (passes and evidence >= 0):  # said so that what is no number does not pass
             return None

@@ -4,6 +4,9 @@ A weight is compared with the mean magnitudes of its row and of its column, each
 How often each such ratio occurs in the tensor, counted in half octaves, is the prior of a value. Trained outliers are part of the counts:
 a tensor with heavy tails finds a large weight less surprising than a narrow one.
 
+The vectors of norms and biases are compared with the same place in the layers around them: what a channel is worth changes little from
+layer to layer, and much from channel to channel.
+
 Weights that once were quantised have few values in each group of neighbours. So it is also learned how often the exact value of a weight
 recurs among the 32 of its group, and how often a value with a turned bit does: where the two differ a value that recurs is likelier.
 """
@@ -11,6 +14,8 @@ recurs among the 32 of its group, and how often a value with a turned bit does: 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +34,10 @@ _DECAY_UP = 0.5
 _DECAY_DOWN = 2.0**-0.5
 """Below it half as many per octave: near zero, values of whatever smooth distribution are spread evenly."""
 _FLOOR_NATS = -100.0
+_LAYERS_AROUND = 2
+_NUMBER = re.compile(r"\d+")
+_LEAST_SHAPE = 2.0**-12
+"""Places that are next to nothing in the layers around: how far below the mean they lie says little."""
 _GROUP = 32
 """Weights that share a scale in the usual quantised types (ggml's Q4 to Q8, MX)."""
 _RECURRENCE_SAMPLE = 2048
@@ -36,9 +45,12 @@ _SEED = 20250101
 
 
 class WeightPrior:
-    """The prior of one tensor's values. ``weight``: float tensor of any shape, read once; the last dimension counts as the column."""
+    """The prior of one tensor's values. ``weight``: float tensor of any shape, read once; the last dimension counts as the column.
 
-    def __init__(self, weight: Tensor) -> None:
+    ``neighbours``: for a vector the same vectors of the layers around it.
+    """
+
+    def __init__(self, weight: Tensor, neighbours: Sequence[Tensor] = ()) -> None:
         matrix = weight.detach().reshape(-1, weight.shape[-1]) if weight.dim() > 1 else weight.detach().reshape(1, -1)
         self._matrix = matrix
         largest: tuple[float, ...] = ()
@@ -54,6 +66,8 @@ class WeightPrior:
         self.total = float(self.row_sums.sum())
         self.largest = largest
         """The two largest magnitudes, the larger first."""
+        self.shape_of_neighbours = _relative_median(neighbours) if matrix.shape[0] == 1 and neighbours else None
+        """Float32 [columns]: how large each place is in the layers around, as multiples of their means; ``None`` without such layers."""
         self._log_share = self._count()
         self._recurs_nats, self._is_new_nats = self._learn_recurrence()
 
@@ -62,7 +76,8 @@ class WeightPrior:
         rows, columns = self._matrix.shape
         without = _finite(without)
         if rows == 1:
-            return ((self.total - without) / max(1, columns - 1)).clamp(min=1e-30)
+            mean = (self.total - without) / max(1, columns - 1)
+            return (mean if self.shape_of_neighbours is None else mean * self.shape_of_neighbours[column]).clamp(min=1e-30)
         in_row = (self.row_sums[row] - without) / max(1, columns - 1)
         in_column = (self.column_sums[column] - without) / max(1, rows - 1)
         overall = (self.total - without) / max(1, rows * columns - 1)
@@ -72,7 +87,8 @@ class WeightPrior:
         """The usual magnitude at every place of rows ``low .. high``: float32 [rows, columns], from means with each weight in them."""
         rows, columns = self._matrix.shape
         if rows == 1:
-            return torch.full((1, columns), max(self.total / max(1, columns), 1e-30))
+            shape = torch.ones(columns) if self.shape_of_neighbours is None else self.shape_of_neighbours
+            return (shape * self.total / max(1, columns)).clamp(min=1e-30).unsqueeze(0)
         overall = max(self.total / (rows * columns), 1e-30)
         return torch.outer(self.row_sums[low:high] / columns / overall, self.column_sums / rows).clamp(min=1e-30)
 
@@ -134,6 +150,13 @@ class WeightPrior:
         return log_share
 
 
+def _relative_median(vectors: Sequence[Tensor]) -> Tensor:
+    """The median of the vectors' magnitudes, place by place, each as multiples of its own mean."""
+    magnitudes = _finite(torch.stack([one.detach().reshape(-1).float().abs().cpu() for one in vectors]))
+    relative = magnitudes / magnitudes.mean(1, keepdim=True).clamp(min=1e-30)
+    return relative.quantile(0.5, dim=0).clamp(min=_LEAST_SHAPE)
+
+
 def _finite(magnitudes: Tensor) -> Tensor:
     """What is no finite number counts as zero, so that one such element does not spoil what is known of the others."""
     return magnitudes.nan_to_num(0.0, 0.0, 0.0)
@@ -154,3 +177,12 @@ def _smoothed(counts: Tensor) -> Tensor:
         below[at] = running
     shares = [max(one, rise, fall) for one, rise, fall in zip(listed, above, below, strict=True)]
     return torch.tensor([max(_FLOOR_NATS, math.log(max(share, 1e-300) / total)) for share in shares])
+
+
+def neighbours_of(name: str, parameters: Mapping[str, Tensor]) -> list[str]:
+    """The same parameter in up to two layers before and two after: names that differ in their numbers alone, in the order of these."""
+    pattern, shape = _NUMBER.sub("#", name), parameters[name].shape
+    family = [one for one in parameters if _NUMBER.sub("#", one) == pattern and parameters[one].shape == shape]
+    family.sort(key=lambda one: [int(number) for number in _NUMBER.findall(one)])
+    at = family.index(name)
+    return [*family[max(0, at - _LAYERS_AROUND) : at], *family[at + 1 : at + 1 + _LAYERS_AROUND]]
