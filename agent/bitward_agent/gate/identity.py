@@ -16,7 +16,7 @@ from bitward_formats.frozen import dataclass
 
 NANOSECONDS = 1_000_000_000
 FINE_STEP_NS = 100_000_000
-"""More than any tick of the kernel's coarse clock (10 ms at 100 Hz), which stamps files where the file system keeps fractions of seconds."""
+"""More than a tick of the kernel's coarse clock (10 ms at 100 Hz), which is what stamps files."""
 COARSE_STEP_NS = 2_100_000_000
 """Where a time has no fraction the file system may keep whole seconds (ext3, HFS+) or every second one (FAT)."""
 
