@@ -47,6 +47,7 @@ def check_file(
     force: bool = False,
     heal: bool = False,
     sidecar: str | None = None,
+    of_inode: tuple[int, int] | None = None,
     jobs: int | None = None,
     progress: ProgressSink | None = None,
     cache: VerdictCache | None = None,
@@ -59,15 +60,17 @@ def check_file(
         force: read every byte, whatever is remembered.
         heal: put damage right that parity restores, journalled as by ``bitward repair``; never in files that were modified.
         sidecar: its path, if it is not beside the file.
+        of_inode: device and inode that a path must lead to; another file that has its name is not judged.
     """
     request = CheckRequest(max_age_seconds, force, heal, jobs, progress, cache)
     started = time.monotonic()
     if isinstance(path_or_fd, int):
         real = _path_of(path_or_fd)
-        inode = identity_of(os.fstat(path_or_fd))
+        found = os.fstat(path_or_fd)
+        of_inode = found.st_dev, found.st_ino
     else:
-        real, inode = resolve(os.fspath(path_or_fd)), None
-    verdict = _check(real, sidecar or sidecar_path(real), inode, request)
+        real = resolve(os.fspath(path_or_fd))
+    verdict = _check(real, sidecar or sidecar_path(real), of_inode, request)
     return replace(verdict, seconds=time.monotonic() - started)
 
 
@@ -76,22 +79,23 @@ def _path_of(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
 
-def _check(path: str, ward: str, inode: FileIdentity | None, request: CheckRequest) -> GateVerdict:
+def _check(path: str, ward: str, of_inode: tuple[int, int] | None, request: CheckRequest) -> GateVerdict:
     try:
         file = OpenFile(path)
     except BitwardError as error:
         missing = SidecarReport("", SidecarState.MISSING)
-        return _told(unverifiable(path, 0, missing, f"{NO_NAME_TOLD}: {error}" if inode else str(error)), 0)
+        return _told(unverifiable(path, 0, missing, f"{NO_NAME_TOLD}: {error}" if of_inode else str(error)), 0)
     with file:
         before = identity_of(os.fstat(file.fd))
-        if inode is not None and (inode.device, inode.inode) != (before.device, before.inode):
+        if of_inode is not None and of_inode != (before.device, before.inode):
             return _told(unverifiable(path, 0, SidecarReport("", SidecarState.MISSING), "another file has its name now"), 0)
         sidecar = _identity_at(ward)
         cache = request.cache or VerdictCache()
         if sidecar is not None and not request.force and request.max_age_seconds > 0:
             kept = cache.look_up(before, sidecar, max_age_seconds=request.max_age_seconds).found
             if kept is not None:
-                return GateVerdict(path, Verdict.INTACT, Evidence.CACHED, kept.began.wall_ns, kept.root, 0.0, before.size, remembered=True)
+                when, size = kept.began.wall_ns, before.size
+                return GateVerdict(path, Verdict.INTACT, Evidence.CACHED, when, kept.root, 0.0, size, remembered=True, identity=before)
         return _read_all(file, ward, request, cache)
 
 
@@ -109,13 +113,14 @@ def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCa
         found = _verify(file, ward, before, request)
         if found.verdict is not Verdict.INTACT and message:
             found = replace(found, message="; ".join(filter(None, (found.message, message))))
-    verdict = replace(_told(found, began.wall_ns), healed=healed)
+    is_steady = before == identity_of(os.fstat(file.fd))
+    verdict = replace(_told(found, began.wall_ns), healed=healed, identity=before if is_steady else None)
     if found.verdict is not Verdict.INTACT:
         cache.forget(before)
         return verdict
     if written_to:
         return replace(verdict, message="not remembered: somebody has the file open for writing")
-    if sidecar is None or sidecar != _identity_at(ward) or before != identity_of(os.fstat(file.fd)):
+    if sidecar is None or sidecar != _identity_at(ward) or not is_steady:
         return replace(verdict, message="not remembered: the file or its sidecar was touched while it was read")
     if REPAIR_PENDING_TOLD in found.message or found.sidecar.state is SidecarState.DAMAGED:
         return verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from bitward_agent.findings import ExitCode, FileVerification, Verdict
+from bitward_agent.gate.identity import FileIdentity
 from bitward_formats.frozen import dataclass
 
 DEFAULT_MAX_AGE_SECONDS = 86_400
@@ -33,7 +34,8 @@ class GateVerdict:
 
     ``when_ns``: when the reading began that the verdict rests on, ns since the epoch; 0 if nothing was read. ``root``: of the sidecar, in
     hexadecimal. ``seconds``: how long the answer took. ``healed``: blocks were put right just now. ``remembered``: the next gate may
-    answer from the cache; if not, ``message`` may say why. ``file``: the full report, where the file was read.
+    answer from the cache; if not, ``message`` may say why. ``identity``: of the file that the verdict is about, which was the same before
+    and after the reading; ``None`` where it was not. ``file``: the full report, where the file was read.
     """
 
     path: str
@@ -46,6 +48,7 @@ class GateVerdict:
     healed: bool = False
     remembered: bool = False
     message: str = ""
+    identity: FileIdentity | None = None
     file: FileVerification | None = None
 
     @property
