@@ -114,12 +114,12 @@ def _open_beneath(path: str, flags: int, disk: Disk) -> int:
     folder, name = os.path.split(path)
     folder_fd = open_folder(folder, disk)
     try:
-        return _open_after_leases(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, folder_fd, disk)
+        return open_after_leases(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, disk, dir_fd=folder_fd)
     finally:
         disk.close(folder_fd)
 
 
-def _open_after_leases(name: str, flags: int, folder_fd: int, disk: Disk) -> int:
+def open_after_leases(name: str, flags: int, disk: Disk = DISK, *, dir_fd: int | None = None) -> int:
     """Open a file; if another process holds a lease on it, wait until that gives way.
 
     An open that must not block fails instead of waiting, and all the same tells the holder to give way (fcntl(2), "Leases").
@@ -127,7 +127,7 @@ def _open_after_leases(name: str, flags: int, folder_fd: int, disk: Disk) -> int
     until = time.monotonic() + LEASE_SECONDS
     while True:
         try:
-            return disk.open(name, flags, dir_fd=folder_fd)
+            return disk.open(name, flags, dir_fd=dir_fd)
         except BlockingIOError:
             if time.monotonic() >= until:
                 raise

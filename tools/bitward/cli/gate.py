@@ -24,7 +24,7 @@ class GateCommand(click.Command):
 
 
 def max_age(context: click.Context, parameter: click.Parameter, value: str) -> int:  # noqa: ARG001 - click's signature
-    """Callback of an option that takes an age such as ``1d``; ``0`` for none."""
+    """Callback of an option that takes a time such as ``1d``; ``0`` for none."""
     from bitward_agent.daemon.config_values import parse_duration
 
     seconds = 0 if value == "0" else parse_duration(value)
@@ -33,7 +33,7 @@ def max_age(context: click.Context, parameter: click.Parameter, value: str) -> i
     return seconds
 
 
-@click.command("gate", cls=GateCommand, short_help="Run a program only if the models it names are intact.")
+@click.command("gate", cls=GateCommand, short_help="Let programs load only models that are intact.")
 @click.argument("paths", nargs=-1, metavar="[PATH]... [-- CMD...]")
 @click.option(
     "--policy",
@@ -46,6 +46,14 @@ def max_age(context: click.Context, parameter: click.Parameter, value: str) -> i
 @click.option("--force", is_flag=True, help="Read every byte, whatever is remembered.")
 @click.option("--allow-unprotected", is_flag=True, help="Let files pass that have no sidecar.")
 @sidecar_dir_option
+@click.option(
+    "--watch", "folders", multiple=True, metavar="DIR", help="As root: let nobody open a damaged file below DIR. May be given again."
+)
+@click.option(
+    "--fail", type=click.Choice(["open", "closed"]), help="With --watch: what becomes of opens when the gate is overloaded or dies."
+)
+@click.option("--timeout", default="5m", callback=max_age, metavar="TIME", help="With --watch: how long an open may wait.  [default: 5m]")
+@click.option("--deny-unprotected", is_flag=True, help="With --watch: files without a sidecar may not be opened either.")
 @with_view
 @click.pass_context
 def command(
@@ -56,6 +64,10 @@ def command(
     force: bool,
     allow_unprotected: bool,
     sidecar_dir: str | None,
+    folders: tuple[str, ...],
+    fail: str | None,
+    timeout: int,
+    deny_unprotected: bool,
     jobs: int | None,
     view: View,
 ) -> int:
@@ -63,12 +75,20 @@ def command(
 
     A model is a file, a directory, one of several shards, or ORG/MODEL in the hub's local cache. CMD does not run when one is damaged
     or, unless --allow-unprotected, has no sidecar. Without CMD the gate only checks. With CMD the report goes to standard error.
+
+    With --watch it stays, and the kernel asks it before any program opens a file below DIR.
     """
+    line: tuple[str, ...] = context.meta[_RUN]
+    if folders:
+        if paths or line or force or allow_unprotected:
+            raise click.UsageError("--watch takes no PATH, CMD, --force or --allow-unprotected.", context)
+        return _watch(folders, policy, fail, (max_age, timeout), deny_unprotected, sidecar_dir, jobs, view)
+    if fail or deny_unprotected:
+        raise click.UsageError("--fail and --deny-unprotected go with --watch.", context)
     from bitward.gating import GateRequest, gate, run
     from bitward.report.gate_text import gate_lines, trouble_lines
     from bitward_agent.gate.facts import Policy
 
-    line: tuple[str, ...] = context.meta[_RUN]
     if not paths and not line:
         raise click.UsageError("Missing argument 'PATH...' or '-- CMD...'.", context)
     with view.progress() as sink:
@@ -95,3 +115,41 @@ def _tell(report: Any, view: View, lines: Any) -> None:
         for one in [document(report)] if view.as_json else lines(report, Style.of(sys.stderr)):
             sys.stderr.write(one.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(sys.stderr.encoding or "utf-8") + "\n")
         sys.stderr.flush()
+
+
+def _watch(
+    folders: tuple[str, ...],
+    policy: str,
+    fail: str | None,
+    times: tuple[int, int],
+    deny_unprotected: bool,
+    sidecar_dir: str | None,
+    jobs: int | None,
+    view: View,
+) -> int:
+    import time
+
+    from bitward.gate_watch import watch
+    from bitward.report.document import document
+    from bitward.report.gate_text import event_document, event_line
+    from bitward_agent.gate.facts import Policy
+    from bitward_agent.gate.kernel.facts import GateEvent, WatchRequest
+
+    style = view.style()
+
+    def show(event: GateEvent) -> None:
+        if view.as_json:
+            view.write([document(event_document(event, time.time()))])
+        elif not view.quiet:
+            view.write([event_line(event, style)])
+
+    request = WatchRequest(
+        folders,
+        Policy(policy),
+        max_age_seconds=times[0],
+        timeout_seconds=max(1, times[1]),
+        unprotected_pass=not deny_unprotected,
+        sidecar_dir=sidecar_dir,
+        jobs=jobs,
+    )
+    return watch(folders, request, fail, show)

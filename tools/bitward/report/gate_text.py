@@ -13,6 +13,9 @@ from bitward.report.numbers import count, seconds, size
 from bitward.report.style import Style
 from bitward_agent.findings import ExitCode, SidecarState, Verdict
 from bitward_agent.gate.facts import Evidence, GateVerdict
+from bitward_agent.gate.kernel.facts import GateEvent
+
+EVENT_SCHEMA = "bitward.gate-event/1"
 
 
 def gate_lines(report: GateReport, style: Style) -> Iterator[str]:
@@ -78,3 +81,28 @@ def _details(one: GateVerdict, budget: LineBudget, style: Style) -> Iterator[str
         yield f"{command('protect', one.path)} protects what is there now"
     elif one.verdict is Verdict.UNVERIFIABLE and found is not None and found.sidecar.state is SidecarState.MISSING:
         yield f"{command('protect', one.path)} makes one"
+
+
+def event_document(event: GateEvent, when: float) -> dict[str, object]:
+    """What happened at the kernel gate, as one JSON line."""
+    return {
+        "schema": EVENT_SCHEMA,
+        "time": when,
+        "event": event.event,
+        "path": event.path,
+        "pid": event.process,
+        "program": event.program,
+        "verdict": event.verdict,
+        "seconds": event.seconds,
+        "message": event.message,
+    }
+
+
+def event_line(event: GateEvent, style: Style) -> str:
+    """What happened at the kernel gate, as one line."""
+    paint = {"denied": style.bad, "timeout": style.bad, "failed": style.bad, "overloaded": style.bad, "healed": style.good}
+    words = paint.get(event.event, style.warn)(event.event)
+    who = f" for {printable(event.program)} ({event.process})" if event.process else ""
+    parts = [event.verdict, event.message]
+    told = printable_text(": ".join(part for part in parts if part))
+    return " ".join(part for part in (f"{words}{who}", printable(event.path), told and f"({told})") if part)

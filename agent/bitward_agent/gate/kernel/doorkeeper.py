@@ -1,7 +1,8 @@
 """The process that answers the kernel: reads who wants to open what, lets pass what is known to be intact, has the rest verified.
 
-One thread, and nothing in it waits for a disk longer than a ``stat`` takes: verification is in other processes, and so is printing. It never
-asks itself: its own opens, those of its helpers, and those of sidecars pass at once. What cannot be decided in time is decided as configured.
+One thread, and nothing in it waits for a disk longer than a ``stat`` takes: verification is in other processes, and so is printing. It
+never asks itself: its own opens, those of its helpers, and those of sidecars pass at once. What cannot be decided in time is decided as
+configured.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ class Doorkeeper:
         allow = self._request.unprotected_pass or not self._folders.is_inside(path) or self._request.policy is Policy.WARN
         allow = allow or openers.wants_to_write_only(opening.thread) or openers.is_bitward(opening.thread)
         if self._folders.is_inside(path):
-            self._tell_once(path, GateEvent("passed" if allow else "denied", path, message="no sidecar: 'bitward protect' makes one"), opening)
+            self._tell_once(
+                path, GateEvent("passed" if allow else "denied", path, message="no sidecar: 'bitward protect' makes one"), opening
+            )
         self._room.answer(opening, allow=allow)
 
     def _have_wait(self, opening: Opening, key: Key, path: str, sidecar: str, now: float) -> None:

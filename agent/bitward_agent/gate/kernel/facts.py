@@ -53,7 +53,7 @@ class GateEvent:
 
 
 BAD_VERDICT_SECONDS = 60.0
-"""How long a bad verdict stands while nothing is touched. Not for long: a wrong page in memory may be read again from a disk that is right."""
+"""How long a bad verdict stands while nothing is touched. Not for long: a wrong page in memory may be read anew from a right disk."""
 
 
 def may_open(verdict: Verdict, policy: Policy) -> bool:

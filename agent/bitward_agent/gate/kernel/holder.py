@@ -1,7 +1,7 @@
 """The process that holds the gate: it has the fanotify group open as well, so that the kernel goes on asking when the doorkeeper dies.
 
-It starts the doorkeeper, passes on what that tells, and kills and replaces it when it dies or falls silent. Those whom the dead one let wait
-are answered at once as configured; those who come meanwhile wait for the next one, or, if that does not come up, are answered as
+It starts the doorkeeper, passes on what that tells, and kills and replaces it when it dies or falls silent. Those whom the dead one let
+wait are answered at once as configured; those who come meanwhile wait for the next one, or, if that does not come up, are answered as
 configured. Only when both are dead the kernel lets everything pass: no process can prevent that.
 """
 
@@ -112,7 +112,7 @@ class Holder:
         if self._channel is not None:
             poll.register(self._channel.fileno(), select.POLLIN)
         is_late = not self._is_ready and time.monotonic() - self._down_since > START_SECONDS
-        if self._keeper is None and self._deaths > 1 or is_late:
+        if (self._keeper is None and self._deaths > 1) or is_late:
             poll.register(self._group.fd, select.POLLIN)  # nobody else answers
         ready = {fd for fd, _ in poll.poll(500)}
         if self._group.fd in ready:

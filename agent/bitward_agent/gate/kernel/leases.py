@@ -1,4 +1,4 @@
-"""Read leases on verified files: as long as one is held nobody has the file open for writing, and whoever wants to waits until it is given back.
+"""Read leases on verified files: while one is held nobody has the file open for writing, and whoever wants to waits until it is given back.
 
 With it the kernel may be told to ask no more about a file. Without it a process could open the file for writing and change it through a
 map, which fanotify does not see (fanotify(7), "Limitations and caveats"). See fcntl(2), "Leases", and signalfd(2).
@@ -63,7 +63,8 @@ class Signals:
 
     def read(self) -> tuple[list[int], bool, bool]:
         """(descriptors whose leases are wanted back, whether more are that were not told, whether the process is to end)."""
-        wanted, lost, ends = [], False, False
+        wanted: list[int] = []
+        lost = ends = False
         while True:
             try:
                 data = os.read(self.fd, _INFO_BYTES * 32)
