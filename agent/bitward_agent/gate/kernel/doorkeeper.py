@@ -283,7 +283,7 @@ class Doorkeeper:
 
     def _tell_rarely(self, opening: Opening, event: GateEvent) -> None:
         """A server that starts again and again, or a thousand threads at once, are one piece of news."""
-        key = (event.path, event.event)
+        key = (event.path, event.event + event.verdict)
         if key not in self._told_lately:
             self._told_lately.add(key)
             self._tell_about(opening, event)

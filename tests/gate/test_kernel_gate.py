@@ -1,0 +1,317 @@
+"""The kernel gate before real processes that open, map and read: what passes, what is refused, and that nobody ever hangs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import bitward
+from cli.command_line import bitward as run
+from gate.gate_process import MAP_AND_READ, children, ended, gate, needs_fanotify, reads, start
+
+pytestmark = needs_fanotify
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_checkpoint: Path) -> Path:
+    """A folder with one protected model."""
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(small_checkpoint, models / "model.safetensors")
+    bitward.protect(models / "model.safetensors")
+    return models
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
+def flip(path: Path, offset: int = 20_000) -> None:
+    """Flip one bit, and leave no trace in the modification time."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x10]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_intact_passes_a_flip_is_refused_and_a_repair_opens_the_gate(folder: Path, model: Path) -> None:
+    size = model.stat().st_size
+    with gate(folder) as one:
+        assert [reads(model) for _ in range(3)] == [size] * 3
+        flip(model)
+        assert reads(model) == -1
+        told = one.wait_for("denied")
+        assert (told["path"], told["verdict"], told["program"]) == (str(model), "damaged", "python")
+        assert bitward.verify(model).exit_code == 3  # this process is none of Bitward's commands, and may not open it either
+        assert one.stop() == 0
+    assert reads(model) == size
+
+
+def test_bitwards_own_commands_may_read_and_repair_what_is_refused(folder: Path, model: Path) -> None:
+    with gate(folder):
+        assert reads(model) > 0
+        flip(model)
+        assert reads(model) == -1
+        assert run("verify", model).code == 1
+        assert run("repair", model).code == 0
+        assert reads(model) == model.stat().st_size
+
+
+def test_heal_puts_it_right_before_the_first_byte(folder: Path, model: Path) -> None:
+    whole = model.read_bytes()
+    flip(model)
+    assert model.read_bytes() != whole
+    with gate(folder, "--policy", "heal") as one:
+        assert reads(model) == len(whole)
+        assert one.wait_for("healed")["path"] == str(model)
+        assert model.read_bytes() == whole
+
+
+def test_warn_lets_it_pass_and_tells(folder: Path, model: Path) -> None:
+    flip(model)
+    with gate(folder, "--policy", "warn") as one:
+        assert reads(model) == model.stat().st_size
+        told = one.wait_for("passed")
+        assert (told["path"], told["verdict"]) == (str(model), "damaged")
+
+
+def test_missing_torn_and_foreign_evidence_is_refused(folder: Path, model: Path) -> None:
+    ward = folder / "model.safetensors.ward"
+    kept = ward.read_bytes()
+    with gate(folder):
+        assert reads(model) > 0
+        ward.rename(folder / "elsewhere")
+        assert reads(model) == -1
+        ward.write_bytes(kept[:5000])
+        assert reads(model) == -1
+        ward.write_bytes(b"")
+        assert reads(model) == -1
+        ward.write_bytes(kept)
+        assert reads(model) > 0
+
+
+def test_unprotected_and_new_files_pass_and_are_told_once(folder: Path, model: Path) -> None:
+    with gate(folder) as one:
+        for number in range(3):
+            (folder / "new.bin").write_bytes(b"x" * number)
+            assert reads(folder / "new.bin") == number
+        deep = folder / "a" / "b"
+        deep.mkdir(parents=True)
+        time.sleep(0.3)  # a folder that was just made is marked a moment later
+        shutil.copy(model, deep / "m.safetensors")
+        bitward.protect(deep / "m.safetensors")
+        assert reads(deep / "m.safetensors") > 0
+        flip(deep / "m.safetensors")
+        assert reads(deep / "m.safetensors") == -1
+        told = [event for event in one.told() if event["event"] == "passed" and event["path"].endswith("new.bin")]
+        assert len(told) == 1
+
+
+def test_unprotected_files_may_be_refused_but_can_be_written(folder: Path, model: Path) -> None:
+    (folder / "old.bin").write_bytes(b"old")
+    with gate(folder, "--deny-unprotected"):
+        assert reads(folder / "old.bin") == -1
+        assert subprocess.run(["sh", "-c", f"echo new > {folder}/old.bin && echo more > {folder}/new.bin"], check=False).returncode == 0
+        assert reads(model) > 0
+
+
+def test_a_damaged_file_can_be_replaced_and_rewritten(folder: Path, model: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.write_bytes(model.read_bytes())
+    with gate(folder):
+        flip(model)
+        assert reads(model) == -1
+        assert subprocess.run(["sh", "-c", f"cat {good} > {model}"], check=False).returncode == 0
+        assert reads(model) == good.stat().st_size
+
+
+def test_other_names_of_a_protected_file_are_no_way_around(folder: Path, model: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    os.link(model, outside)
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    subprocess.run(["mount", "--bind", folder, bound], check=True)
+    try:
+        with gate(folder):
+            assert reads(outside) == reads(bound / "model.safetensors") == model.stat().st_size
+            flip(model)
+            assert reads(outside) == reads(bound / "model.safetensors") == reads(model) == -1
+    finally:
+        subprocess.run(["umount", bound], check=True)
+
+
+def test_a_write_through_a_map_is_seen(folder: Path, model: Path) -> None:
+    """A process that opened the file for writing while it was intact, and damages it without a write."""
+    script = (
+        "import mmap,os,sys\n"
+        "fd=os.open(sys.argv[1],os.O_RDWR); m=mmap.mmap(fd,0); print('open',flush=True)\n"
+        "sys.stdin.readline(); m[20000]^=16; print('flipped',flush=True); sys.stdin.readline(); m[20001]^=16; print('again',flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    with gate(folder):
+        assert reads(model) > 0
+        writer = subprocess.Popen(
+            ["python3", "-S", "-c", script, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        with writer.stdin, writer.stdout:
+            assert writer.stdout.readline() == "open\n"
+            assert reads(model) > 0
+            for word in ("flipped\n", "again\n"):
+                writer.stdin.write("\n")
+                assert writer.stdout.readline() == word
+                assert reads(model) == -1
+        writer.wait(10)
+
+
+def test_a_renamed_swap_is_never_taken_for_the_verified_file(folder: Path, model: Path, tmp_path: Path) -> None:
+    """Good and bad change places as fast as they can: a reader gets EPERM or good bytes, never bad ones."""
+    good, bad = folder / "good", folder / "bad"
+    shutil.copy(model, bad)
+    flip(bad)
+    bad_bytes = bad.read_bytes()
+    script = (
+        "import os,sys,time\nm,g,b=sys.argv[1:4]\nuntil=time.monotonic()+3\n"
+        "while time.monotonic()<until:\n os.rename(m,g); os.rename(b,m); os.rename(m,b); os.rename(g,m)\n"
+    )
+    reader = (
+        "import os,sys,time\nuntil=time.monotonic()+3\nbad=open(sys.argv[2],'rb').read()\nok=no=wrong=0\n"
+        "while time.monotonic()<until:\n"
+        " try:\n  fd=os.open(sys.argv[1],os.O_RDONLY)\n"
+        " except PermissionError:\n  no+=1; continue\n"
+        " except FileNotFoundError:\n  continue\n"
+        " data=os.read(fd,1<<22); os.close(fd)\n wrong+=data==bad; ok+=1\n"
+        "print(ok,no,wrong)\n"
+    )
+    kept = tmp_path / "kept"
+    kept.write_bytes(bad_bytes)
+    with gate(folder):
+        swapper, readers = start(script, model, good, bad), [start(reader, model, kept) for _ in range(2)]
+        counts = [tuple(map(int, ended(one)[1].split())) for one in readers]
+        ended(swapper)
+    print(f"opened, refused, wrong: {counts}")
+    assert all(wrong == 0 for _, _, wrong in counts)
+    assert sum(ok for ok, _, _ in counts) > 0
+
+
+def test_a_thousand_at_once(folder: Path, model: Path) -> None:
+    names = [folder / f"m{number}.safetensors" for number in range(40)]
+    for name in names:
+        shutil.copy(model, name)
+        shutil.copy(f"{model}.ward", f"{name}.ward")
+    flip(names[7])
+    script = (
+        "import os,sys,threading\nres=[]\n"
+        "def go(p):\n try:\n  os.close(os.open(p,os.O_RDONLY)); res.append(1)\n except PermissionError:\n  res.append(0)\n"
+        "threading.stack_size(1<<16)\n"
+        "ts=[threading.Thread(target=go,args=(p,)) for p in sys.argv[1:] for _ in range(25)]\n"
+        "[t.start() for t in ts]; [t.join() for t in ts]\nprint(len(res),sum(res))\n"
+    )
+    with gate(folder):
+        assert ended(start(script, *names))[1] == "1000 975"
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+def test_killed_with_9_nobody_hangs(folder: Path, model: Path, fail: str) -> None:
+    """Five processes open, map and read while the doorkeeper is killed, then all of the gate."""
+    with gate(folder, "--fail", fail) as one:
+        openers = [start(MAP_AND_READ, model, 4) for _ in range(5)]
+        time.sleep(0.5)
+        os.kill(one.keeper, signal.SIGKILL)
+        one.wait_for("restarting")
+        one.wait_for("ready")
+        flip(model)
+        assert reads(model) == -1  # the next doorkeeper does its work
+        assert run("repair", model).code == 0
+        assert reads(model) > 0
+        keeper = one.keeper
+        os.kill(one.holder, signal.SIGKILL)
+        os.kill(keeper, signal.SIGKILL)
+        counts = [tuple(map(int, ended(opener)[1].split())) for opener in openers]
+    print(f"fail {fail}: opened, refused: {counts}")
+    assert all(ok > 0 for ok, _ in counts)
+
+
+@pytest.mark.parametrize(("fail", "passes"), [("open", True), ("closed", False)])
+def test_those_whom_a_killed_doorkeeper_let_wait_are_answered_as_configured(folder: Path, model: Path, fail: str, passes: bool) -> None:
+    with gate(folder, "--fail", fail) as one:
+        keeper = one.keeper
+        stopped = children(keeper)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)  # the verifiers hang, as on a disk that does not answer
+        waiting = start("import os,sys\nos.open(sys.argv[1],os.O_RDONLY)\nprint('passed')", model)
+        time.sleep(0.7)
+        assert waiting.poll() is None
+        os.kill(keeper, signal.SIGKILL)
+        code, out, _ = ended(waiting)
+        assert (code == 0, out) == (passes, "passed" if passes else "")
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
+        one.wait_for("ready")
+        assert reads(model) > 0
+
+
+@pytest.mark.parametrize(("fail", "passes"), [("open", True), ("closed", False)])
+def test_a_verification_that_takes_too_long_ends_as_configured(folder: Path, model: Path, fail: str, passes: bool) -> None:
+    with gate(folder, "--fail", fail, "--timeout", "1s") as one:
+        stopped = children(one.keeper)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        assert (reads(model) > 0) is passes
+        assert one.wait_for("timeout")["path"] == str(model)
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+        time.sleep(0.5)
+        assert reads(model) > 0
+
+
+@pytest.mark.parametrize(("fail", "passes"), [("open", True), ("closed", False)])
+def test_a_verifier_that_dies_is_replaced(folder: Path, model: Path, fail: str, passes: bool) -> None:
+    with gate(folder, "--fail", fail) as one:
+        stopped = children(one.keeper)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        waiting = start("import os,sys\nos.open(sys.argv[1],os.O_RDONLY)\nprint('passed')", model)
+        time.sleep(0.5)
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
+        assert (ended(waiting)[0] == 0) is passes
+        one.wait_for("failed")
+        assert reads(model) > 0
+
+
+def test_without_the_holder_a_closed_gate_stays_and_an_open_one_lets_go(folder: Path, model: Path) -> None:
+    flip(model)
+    for fail, refused in (("closed", True), ("open", False)):
+        with gate(folder, "--fail", fail) as one:
+            keeper = one.keeper
+            assert reads(model) == -1
+            os.kill(one.holder, signal.SIGKILL)
+            time.sleep(1.5)
+            try:
+                assert (reads(model) == -1) is refused
+            finally:
+                if refused:
+                    os.kill(keeper, signal.SIGTERM)
+        for _ in range(100):
+            if reads(model) > 0:
+                break
+        assert reads(model) > 0
+
+
+def test_it_needs_folders_and_no_command(tmp_path: Path) -> None:
+    assert run("gate", "--watch", tmp_path / "none").code == 2
+    assert run("gate", "--watch", "/").code == 2
+    assert run("gate", "--watch", tmp_path, "--", "true").code == 2
+    assert run("gate", "--fail", "open", tmp_path).code == 2
