@@ -30,6 +30,7 @@ _NOT_READ = ("readme", "license", "licence", "notice", "requirements")
 SHARDS_LIMIT = 4096
 WORDS_LIMIT = 65_536
 _SHARD = re.compile(r"(?s)(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z0-9]+)")
+_SEPARATORS = re.compile(r"[=,:]")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"--(?:model-)?revision(?:=(?P<value>.+))?", re.ASCII)
 
@@ -53,11 +54,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for word in words:
-        parts = [word, *word.split("=")[1:], word.partition("=")[2]]
-        for part in list(parts):
-            parts += part.split(",") if "," in part else ()
-            parts += part.split(":") if ":" in part and "://" not in part else ()
-            parts += [part.removeprefix("file://")] if part.startswith("file://") else ()
+        whole = word.partition("=")[2]
+        parts = [word, whole, *_SEPARATORS.split(word)]
+        parts += [part.removeprefix("file://") for part in (word, whole) if part.startswith("file://")]
         found |= dict.fromkeys(part for part in parts if part and "\0" not in part)
         if len(found) > WORDS_LIMIT:
             raise InputError(f"the command has more than {WORDS_LIMIT} words: name its models before '--', and put the words into a file")
