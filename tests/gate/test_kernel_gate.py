@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import bitward
 from cli.command_line import bitward as run
+from cli.command_line import environment
 from gate.gate_process import MAP_AND_READ, children, ended, gate, needs_fanotify, reads, start
 
 pytestmark = needs_fanotify
@@ -176,7 +178,10 @@ def test_a_write_through_a_map_is_seen(folder: Path, model: Path) -> None:
 
 
 def test_a_renamed_swap_is_never_taken_for_the_verified_file(folder: Path, model: Path, tmp_path: Path) -> None:
-    """Good and bad change places as fast as they can: a reader gets EPERM or good bytes, never bad ones."""
+    """Good and bad change places as fast as they can: a reader gets EPERM or good bytes, never bad ones.
+
+    With unprotected files refused: the kernel does not tell under which name a file was opened, and the bad one's own has no sidecar.
+    """
     good, bad = folder / "good", folder / "bad"
     shutil.copy(model, bad)
     flip(bad)
@@ -196,7 +201,7 @@ def test_a_renamed_swap_is_never_taken_for_the_verified_file(folder: Path, model
     )
     kept = tmp_path / "kept"
     kept.write_bytes(bad_bytes)
-    with gate(folder):
+    with gate(folder, "--deny-unprotected"):
         swapper, readers = start(script, model, good, bad), [start(reader, model, kept) for _ in range(2)]
         counts = [tuple(map(int, ended(one)[1].split())) for one in readers]
         ended(swapper)
@@ -226,7 +231,7 @@ def test_a_thousand_at_once(folder: Path, model: Path) -> None:
 def test_killed_with_9_nobody_hangs(folder: Path, model: Path, fail: str) -> None:
     """Five processes open, map and read while the doorkeeper is killed, then all of the gate."""
     with gate(folder, "--fail", fail) as one:
-        openers = [start(MAP_AND_READ, model, 4) for _ in range(5)]
+        openers = [start(MAP_AND_READ, model, 2.5) for _ in range(5)]
         time.sleep(0.5)
         os.kill(one.keeper, signal.SIGKILL)
         one.wait_for("restarting")
@@ -315,3 +320,80 @@ def test_it_needs_folders_and_no_command(tmp_path: Path) -> None:
     assert run("gate", "--watch", "/").code == 2
     assert run("gate", "--watch", tmp_path, "--", "true").code == 2
     assert run("gate", "--fail", "open", tmp_path).code == 2
+
+
+def test_it_does_not_watch_itself() -> None:
+    done = run("gate", "--watch", os.path.dirname(os.path.realpath(sys.executable)))
+    assert (done.code, "holds the program" in done.err) == (2, True)
+
+
+def test_two_gates_do_not_wait_for_each_other(folder: Path, model: Path, tmp_path: Path) -> None:
+    with gate(folder, cache=tmp_path / "c1"), gate(folder, cache=tmp_path / "c2"):
+        assert reads(model) > 0
+        flip(model)
+        assert reads(model) == -1
+
+
+def test_a_deleted_or_replaced_file_is_let_go(folder: Path, model: Path) -> None:
+    """The gate holds a descriptor of what it verified: the space of a deleted model must come free all the same."""
+    with gate(folder) as one:
+        shutil.copy(model, folder / "other")
+        assert reads(model) > 0
+        (folder / "other").replace(model)
+        time.sleep(0.3)
+        held = [os.readlink(path) for path in Path(f"/proc/{one.keeper}/fd").iterdir() if path.exists() or path.is_symlink()]
+        assert not [name for name in held if "deleted" in name]
+        assert reads(model) > 0
+        model.unlink()
+        time.sleep(0.3)
+        held = [os.readlink(path) for path in Path(f"/proc/{one.keeper}/fd").iterdir() if path.exists() or path.is_symlink()]
+        assert not [name for name in held if name.startswith(str(folder))]
+
+
+def test_pipes_below_the_folder_do_not_stop_it(folder: Path, model: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with gate(folder):
+        script = "import os,sys\nfd=os.open(sys.argv[1],os.O_RDWR)\nprint('opened')"
+        assert ended(start(script, folder / "pipe"))[1] == "opened"
+        blocked = start("import os,sys\nos.open(sys.argv[1],os.O_RDONLY)\nprint('opened')", folder / "pipe")
+        assert reads(model) > 0
+        blocked.kill()
+        blocked.communicate()
+
+
+OVERLOAD = """
+import sys
+from bitward_agent.gate.kernel.facts import Fail, WatchRequest
+from bitward_agent.gate.kernel.holder import Holder
+request = WatchRequest((sys.argv[1],), fail=Fail(sys.argv[2]), waiting_limit=5)
+Holder(request, lambda event: print(event.event, flush=True), lambda state: None).run()
+"""
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+def test_more_than_may_wait_are_answered_as_configured(folder: Path, model: Path, tmp_path: Path, fail: str) -> None:
+    held = subprocess.Popen(
+        [sys.executable, "-c", OVERLOAD, str(folder), fail],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(BITWARD_CACHE_DIR=str(tmp_path / "cache")),
+    )
+    assert held.stdout is not None
+    try:
+        assert held.stdout.readline() == "ready\n"
+        (keeper,) = children(held.pid)
+        stopped = children(keeper)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        script = "import os,sys\nos.open(sys.argv[1],os.O_RDONLY)\nprint('passed')"
+        openers = [start(script, model) for _ in range(12)]
+        assert held.stdout.readline() == "overloaded\n"
+        time.sleep(1.0)
+        assert [one.poll() for one in openers].count(None) == 5
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+        passed = [ended(one)[1] == "passed" for one in openers].count(True)
+        assert passed == (12 if fail == "open" else 5)
+    finally:
+        held.terminate()
+        held.communicate(timeout=20)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from bitward_agent.gate.kernel import leases, openers
 from bitward_agent.gate.kernel.facts import BAD_VERDICT_SECONDS, Fail, GateEvent, Key, WatchRequest, may_open
 from bitward_agent.gate.kernel.fanotify import Group, Opening
 from bitward_agent.gate.kernel.folders import Folders
-from bitward_agent.gate.kernel.known import Known, KnownFiles
+from bitward_agent.gate.kernel.known import Known, KnownFiles, identity_at
 from bitward_agent.gate.kernel.verifier import Finding, Task
 from bitward_agent.gate.kernel.verifiers import Verifiers
 from bitward_agent.gate.kernel.waiting import Job, WaitingRoom
@@ -56,8 +57,8 @@ class Doorkeeper:
     def mark(self, beat: Callable[[], None]) -> None:
         """Mark all folders; those who wait meanwhile are answered in between."""
         while self._folders.is_behind:
-            self.turn(0.0)
             beat()
+            self.turn(0.0)
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -73,8 +74,8 @@ class Doorkeeper:
         ready = {fd for fd, _ in poll.poll(0 if self._folders.is_behind else int(seconds * 1000))}
         if self.signals.fd in ready:
             self._on_signals()
-        if self._folders.fd in ready:
-            self._folders.read()
+        if self._folders.fd in ready and self._folders.read():
+            self._known.drop_deleted()
         if self._group.fd in ready:
             self._on_openings()
         for fd in ready.intersection(self._verifiers.fds):
@@ -112,7 +113,11 @@ class Doorkeeper:
 
     def _admit(self, opening: Opening, now: float) -> None:
         """Answer, or have him wait."""
-        file = identity_of(os.fstat(opening.fd))
+        found = os.fstat(opening.fd)
+        if not stat.S_ISREG(found.st_mode):
+            self._room.answer(opening, allow=True)
+            return
+        file = identity_of(found)
         known = self._known.find(file, now)
         if known is not None and known.verdict is Verdict.INTACT:
             self._room.answer(opening, allow=True)
@@ -136,24 +141,27 @@ class Doorkeeper:
         return os.readlink(f"/proc/self/fd/{fd}")
 
     def _protected_as(self, key: Key, path: str) -> tuple[str, str]:
-        """(path, sidecar) of a protected file, the sidecar "" of one that is not. Under another name than its own it is still protected."""
-        if self._folders.is_inside(path):
-            sidecar = self._folders.sidecar_of(path)
-            if os.path.lexists(sidecar):
-                return path, sidecar
+        """(path, sidecar) of a protected file, the sidecar "" of one that is not.
+
+        Under another name than its own it is still protected. A process in a container sees the file under a path of its own, which here
+        may lead to another file, or nowhere.
+        """
         own = self._folders.protected.get(key)
+        for one in dict.fromkeys((path, own)):
+            if one is not None and self._folders.is_inside(one) and _leads_to(one, key):
+                sidecar = self._folders.sidecar_of(one)
+                if os.path.lexists(sidecar):
+                    return one, sidecar
         return (path, "") if own is None else (own, self._folders.sidecar_of(own))
 
     def _is_own(self, thread: int) -> bool:
         return any(openers.is_thread_of(thread, process) for process in (os.getpid(), *self._own, *self._verifiers.processes))
 
     def _unprotected(self, opening: Opening, path: str) -> None:
-        allow = self._request.unprotected_pass or not self._folders.is_inside(path) or self._request.policy is Policy.WARN
+        allow = self._request.unprotected_pass or self._request.policy is Policy.WARN
         allow = allow or openers.wants_to_write_only(opening.thread) or openers.is_bitward(opening.thread)
-        if self._folders.is_inside(path):
-            self._tell_once(
-                path, GateEvent("passed" if allow else "denied", path, message="no sidecar: 'bitward protect' makes one"), opening
-            )
+        event = GateEvent("passed" if allow else "denied", path, message="no sidecar: 'bitward protect' makes one")
+        self._tell_once(path, event, opening)
         self._room.answer(opening, allow=allow)
 
     def _have_wait(self, opening: Opening, key: Key, path: str, sidecar: str, now: float) -> None:
@@ -222,6 +230,8 @@ class Doorkeeper:
         age = max(0.0, (time.time_ns() - finding.when_ns) / 1e9)
         if file is None or file != finding.file:
             return None
+        if finding.verdict is Verdict.UNVERIFIABLE:
+            return None
         if finding.verdict is not Verdict.INTACT:
             return Known(file, job.sidecar, finding.sidecar, finding.verdict, finding.message, now + BAD_VERDICT_SECONDS)
         until = now + self._request.max_age_seconds - age
@@ -269,6 +279,7 @@ class Doorkeeper:
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             self._known.sweep(now)
+            self._known.drop_deleted()
             self._told_lately.clear()
 
     def _tell_about(self, opening: Opening, event: GateEvent) -> None:
@@ -287,6 +298,11 @@ class Doorkeeper:
         if key not in self._told_lately:
             self._told_lately.add(key)
             self._tell_about(opening, event)
+
+
+def _leads_to(path: str, key: Key) -> bool:
+    file = identity_at(path)
+    return file is not None and (file.device, file.inode) == key
 
 
 def _named(event: GateEvent, name: str) -> GateEvent:

@@ -68,7 +68,8 @@ class Group:
         """
         flags = _CLOEXEC | _NONBLOCK | _CLASS_CONTENT | _UNLIMITED_QUEUE | _UNLIMITED_MARKS | _REPORT_TID
         try:
-            fd = _calls().fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | _O_LARGEFILE)
+            # Not to block: the event's descriptor of a pipe would else be had only when its other end is opened.
+            fd = _calls().fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _O_LARGEFILE)
         except AttributeError:
             raise InputError("this system's C library has no fanotify") from None
         if fd < 0:

@@ -145,17 +145,18 @@ class Folders:
         if len(self.troubles) < 100:
             self.troubles.append(told)
 
-    def read(self) -> None:
-        """Take in what inotify tells."""
+    def read(self) -> bool:
+        """Take in what inotify tells; whether files may have lost their last name."""
         try:
             data = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
-            return
-        at = 0
+            return False
+        at, lost = 0, False
         while at + _EVENT.size <= len(data):
             watch, mask, _, length = _EVENT.unpack_from(data, at)
             name = os.fsdecode(data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0"))
             at += _EVENT.size + length
+            lost = lost or bool(mask & (_DELETE | _MOVED_TO | _OVERFLOW))
             if mask & _OVERFLOW:
                 self._on_sidecar("")
                 self.walk_again()
@@ -163,6 +164,7 @@ class Folders:
                 self._is_walked.discard(self._paths.pop(watch, ""))
             elif watch in self._paths and name:
                 self._happened(os.path.join(self._paths[watch], name), mask)
+        return lost
 
     def _happened(self, path: str, mask: int) -> None:
         if mask & _ISDIR:

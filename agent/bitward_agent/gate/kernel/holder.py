@@ -61,6 +61,15 @@ class Printer:
             time.sleep(0.01)
 
 
+def _refuse_own_program(folder: str) -> None:
+    """A gate that must ask itself before it can start one of its own processes would wait for ever."""
+    own = {sys.executable, sys.prefix, sys.base_prefix, *(path for path in sys.path if os.path.isdir(path))}
+    below = os.path.realpath(folder).rstrip("/") + "/"
+    for path in sorted(own):
+        if f"{os.path.realpath(path)}/".startswith(below):
+            raise InputError(f"{folder}: holds the program that is to watch it ({path}): name the folders of the models")
+
+
 class Holder:
     """Holds the gate until it is told to stop."""
 
@@ -73,6 +82,7 @@ class Holder:
         for folder in request.folders:
             if not os.path.isdir(folder):
                 raise InputError(f"{folder}: is no directory")
+            _refuse_own_program(folder)
         self._request, self._on_state = request, on_state
         self._printer = Printer(show)
         self._group = Group.make()
@@ -80,7 +90,8 @@ class Holder:
         self._channel: socket.socket | None = None
         self._heard = self._started = self._start_at = 0.0
         self._deaths = 0
-        self._is_ready = False
+        self._down_since = 0.0
+        self._is_heard = False
         self._ends = False
 
     def stop(self, *_: object) -> None:
@@ -111,7 +122,7 @@ class Holder:
         poll.register(wake, select.POLLIN)
         if self._channel is not None:
             poll.register(self._channel.fileno(), select.POLLIN)
-        is_late = not self._is_ready and time.monotonic() - self._down_since > START_SECONDS
+        is_late = not self._is_heard and time.monotonic() - self._down_since > START_SECONDS
         if (self._keeper is None and self._deaths > 1) or is_late:
             poll.register(self._group.fd, select.POLLIN)  # nobody else answers
         ready = {fd for fd, _ in poll.poll(500)}
@@ -137,8 +148,6 @@ class Holder:
         if not self._deaths:
             self._down_since = self._started
 
-    _down_since = 0.0
-
     def _listen(self) -> None:
         assert self._channel is not None
         while True:
@@ -152,9 +161,8 @@ class Holder:
                 self._bury()
                 return
             self._heard = time.monotonic()
+            self._is_heard = True
             event = GateEvent(**json.loads(data))
-            if event.event == "ready":
-                self._is_ready = True
             self._on_state(event.event)
             if event.event != "beat":
                 self._printer.put(event)
@@ -171,7 +179,7 @@ class Holder:
         now = time.monotonic()
         self._deaths = 1 if now - self._started > CALM_SECONDS else self._deaths + 1
         self._start_at = now + PAUSES_SECONDS[min(self._deaths, len(PAUSES_SECONDS)) - 1]
-        self._down_since, self._is_ready, self._keeper = now, False, None
+        self._down_since, self._is_heard, self._keeper = now, False, None
         answered = self._answer_the_orphans()
         what = "let pass" if self._allows else "refused"
         told = f"the doorkeeper died; {answered} who waited were {what}"

@@ -118,5 +118,11 @@ class KnownFiles:
         for key in [key for key, known in self._known.items() if known.until_seconds < now_seconds]:
             self.drop(key)
 
+    def drop_deleted(self) -> None:
+        """Let go of files that have no name any more: as long as a descriptor is open their space is not free."""
+        for fd, key in list(self._by_lease.items()):
+            if not os.fstat(fd).st_nlink:
+                self.drop(key)
+
     def __len__(self) -> int:
         return len(self._known)
