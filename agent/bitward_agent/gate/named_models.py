@@ -14,6 +14,7 @@ from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.hub_cache import name_in_snapshot
 from bitward_agent.io import read_regular, resolve, sidecar_path
 from bitward_agent.units import Member, check_unit, index_path, is_ours
+from bitward_formats.checksums import claim_of_blob
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.shard_index import INDEX_LIMIT_BYTES, INDEX_SUFFIX, read_weight_map
@@ -138,7 +139,7 @@ def files_of(path: str, sidecar_dir: str | None = None) -> tuple[ModelFile, ...]
         check = check_unit(real, sidecar_dir)
         if not check.listing.members and not check.missing:
             raise InputError(f"{path}: there is no file in it to verify")
-        here = (_of_member(member, required=_is_read(member.relative)) for member in check.listing.members)
+        here = (_of_member(member, required=_is_read(member)) for member in check.listing.members)
         gone = (_of_member(member, required=True, gone=True) for member in check.missing)
         return (*here, *gone)
     return tuple(_lone(name, sidecar_dir) for name in _with_shards(path))
@@ -148,9 +149,11 @@ def _of_member(member: Member, *, required: bool, gone: bool = False) -> ModelFi
     return ModelFile(member.path, member.sidecar, member.name, required, gone)
 
 
-def _is_read(relative: str) -> bool:
-    """Whether loaders read a file of a model's directory."""
-    name = os.path.basename(relative).lower()
+def _is_read(member: Member) -> bool:
+    """Whether loaders read a file of a model's directory, or of a store of blobs."""
+    if claim_of_blob(member.path) is not None:
+        return True
+    name = os.path.basename(member.relative).lower()
     return name.endswith((*WEIGHT_SUFFIXES, *_READ_WITH_THEM)) and not name.startswith((".", *_NOT_READ))
 
 

@@ -83,9 +83,13 @@ class Channel:
 
 def _raised_limit() -> int:
     """As many descriptors as may be had: each open that waits takes one, and each lease."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else min(DESCRIPTORS, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if limit != wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        except (OSError, ValueError):  # a sandbox may forbid it
+            return min(limit, DESCRIPTORS)
     return wanted
 
 
