@@ -61,11 +61,16 @@ def children(process: int) -> list[int]:
 class GateProcess:
     """``bitward gate --watch`` at work; ``events`` are its JSON lines."""
 
-    def __init__(self, folder: Path, cache: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, cache: Path, *arguments: str, leases: bool = True) -> None:
+        given = environment(BITWARD_CACHE_DIR=str(cache))
+        if not leases:  # as on a file system that has none
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (cache / "sitecustomize.py").write_text(
+                "from bitward_agent.gate.kernel import leases\nleases.take = lambda fd: leases.Taken.REFUSED\n"
+            )
+            given["PYTHONPATH"] = f"{cache}:{given['PYTHONPATH']}"
         line = [*COMMAND, "gate", "--watch", str(folder), "--json", *arguments]
-        self._process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(BITWARD_CACHE_DIR=str(cache))
-        )
+        self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
         self.events: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
@@ -123,9 +128,9 @@ class GateProcess:
 
 
 @contextmanager
-def gate(folder: Path, *arguments: str, cache: Path | None = None) -> Iterator[GateProcess]:
+def gate(folder: Path, *arguments: str, cache: Path | None = None, leases: bool = True) -> Iterator[GateProcess]:
     """A gate before a folder, ready."""
-    one = GateProcess(folder, cache or folder.parent / "cache", *arguments)
+    one = GateProcess(folder, cache or folder.parent / "cache", *arguments, leases=leases)
     try:
         one.wait_for("ready")
         yield one

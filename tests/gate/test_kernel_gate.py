@@ -177,6 +177,16 @@ def test_a_write_through_a_map_is_seen(folder: Path, model: Path) -> None:
         writer.wait(10)
 
 
+def test_without_leases_each_open_is_answered_and_writes_are_seen(folder: Path, model: Path) -> None:
+    """Some file systems have none: then the kernel asks every time, and the file's times tell."""
+    with gate(folder, leases=False) as one:
+        assert [reads(model) for _ in range(3)] == [model.stat().st_size] * 3
+        held = [os.readlink(path) for path in Path(f"/proc/{one.keeper}/fd").iterdir()]
+        assert str(model) not in held
+        flip(model)
+        assert reads(model) == -1
+
+
 def test_a_renamed_swap_is_never_taken_for_the_verified_file(folder: Path, model: Path, tmp_path: Path) -> None:
     """Good and bad change places as fast as they can: a reader gets EPERM or good bytes, never bad ones.
 
