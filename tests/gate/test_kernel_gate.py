@@ -187,6 +187,14 @@ def test_without_leases_each_open_is_answered_and_writes_are_seen(folder: Path, 
         assert reads(model) == -1
 
 
+def test_with_no_age_every_open_is_a_reading(folder: Path, model: Path) -> None:
+    """Rot that no time stamp tells is found at the next open, not a day later."""
+    with gate(folder, "--max-age", "0") as one:
+        assert reads(model) == reads(model) == model.stat().st_size
+        held = [os.readlink(path) for path in Path(f"/proc/{one.keeper}/fd").iterdir()]
+        assert str(model) not in held
+
+
 def test_a_renamed_swap_is_never_taken_for_the_verified_file(folder: Path, model: Path, tmp_path: Path) -> None:
     """Good and bad change places as fast as they can: a reader gets EPERM or good bytes, never bad ones.
 

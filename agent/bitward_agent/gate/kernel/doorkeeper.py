@@ -235,6 +235,8 @@ class Doorkeeper:
         if finding.verdict is not Verdict.INTACT:
             return Known(file, job.sidecar, finding.sidecar, finding.verdict, finding.message, now + BAD_VERDICT_SECONDS)
         until = now + self._request.max_age_seconds - age
+        if until <= now:
+            return None
         if lease >= 0:
             return Known(file, job.sidecar, finding.sidecar, Verdict.INTACT, "", until, lease)
         if job.has_writer or finding.sidecar is None or why_not_remembered(file, finding.sidecar, Moment(finding.when_ns, "", 0)):
