@@ -259,6 +259,16 @@ def test_one_bad_shard_stops_a_directory_and_a_split(tmp_path: Path, zoo: Path) 
     assert run(tmp_path, "--policy", "heal", "--", "true", zoo / "hf").code == 4
 
 
+def test_a_file_that_was_exchanged_with_its_sidecar_is_told_by_the_index(tmp_path: Path, zoo: Path) -> None:
+    bitward.protect(zoo / "hf")
+    shard = zoo / "hf" / "model-00002-of-00003.safetensors"
+    flip(shard)
+    bitward.protect(shard, force=True)
+    done = run(tmp_path, "--", "true", zoo / "hf")
+    assert (done.code, "protected anew by itself" in done.err) == (3, True)
+    assert run(tmp_path, "--", "true", shard.with_name("model-00001-of-00003.safetensors")).code == 0
+
+
 def test_a_snapshot_of_the_hub_is_held_to_its_blobs(tmp_path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(zoo.parent / "hub"))
     snapshot = zoo.parent / "hub/models--acme--tiny/snapshots/c0ffee"

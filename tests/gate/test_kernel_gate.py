@@ -191,6 +191,54 @@ def test_a_write_through_a_map_is_seen(folder: Path, model: Path) -> None:
         writer.wait(10)
 
 
+def test_sidecars_elsewhere_and_names_of_any_bytes(folder: Path, model: Path, tmp_path: Path) -> None:
+    wards = tmp_path / "wards"
+    wards.mkdir()
+    odd = folder / os.fsdecode(b"\xff\n\x1b[31m.safetensors")
+    shutil.move(model, odd)
+    Path(f"{model}.ward").unlink()
+    bitward.protect(folder, sidecar_dir=wards)
+    with gate(folder, "--sidecar-dir", str(wards)) as one:
+        late = folder / "late.safetensors"
+        shutil.copy(odd, late)
+        bitward.protect(folder, sidecar_dir=wards, force=True)
+        assert reads(odd) == reads(late) > 0
+        flip(odd)
+        assert reads(odd) == -1
+        assert os.fsencode(one.wait_for("denied")["path"]) == os.fsencode(odd)
+        assert reads(late) > 0
+
+
+def test_a_folder_that_takes_the_place_of_the_watched_one(folder: Path, model: Path) -> None:
+    with gate(folder):
+        folder.rename(folder.with_name("old"))
+        shutil.copytree(folder.with_name("old"), folder)
+        flip(model)
+        deadline = time.monotonic() + 25
+        while reads(model) != -1 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert reads(model) == -1
+
+
+def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        try:
+            with gate(folder) as one:
+                told = manager.recv(1000).decode()
+                while "READY=1" not in told:
+                    told = manager.recv(1000).decode()
+                assert f"MAINPID={one.holder}" in told
+                while "WATCHDOG=1" not in told:
+                    told = manager.recv(1000).decode()
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+
+
 def test_without_leases_each_open_is_answered_and_writes_are_seen(folder: Path, model: Path) -> None:
     """Some file systems have none: then the kernel asks every time, and the file's times tell."""
     with gate(folder, leases=False) as one:
@@ -324,6 +372,20 @@ def test_a_verifier_that_dies_is_replaced(folder: Path, model: Path, fail: str, 
         assert (ended(waiting)[0] == 0) is passes
         one.wait_for("failed")
         assert reads(model) > 0
+
+
+def test_killed_altogether_whoever_waits_passes(folder: Path, model: Path) -> None:
+    with gate(folder) as one:
+        keeper = one.keeper
+        verifiers = children(keeper)
+        for process in verifiers:
+            os.kill(process, signal.SIGSTOP)
+        waiting = [start("import os,sys\nos.open(sys.argv[1],os.O_RDONLY)\nprint('passed')", model) for _ in range(3)]
+        time.sleep(0.7)
+        assert all(process.poll() is None for process in waiting)
+        for process in (one.holder, keeper, *verifiers):
+            os.kill(process, signal.SIGKILL)
+        assert [ended(process)[1] for process in waiting] == ["passed"] * 3
 
 
 def test_without_the_holder_a_closed_gate_stays_and_an_open_one_lets_go(folder: Path, model: Path) -> None:

@@ -19,6 +19,7 @@ from bitward_formats.frozen import dataclass
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """As a shell and env(1) end when a program is not there, or cannot be run."""
+NOT_INDEXED_TOLD = "was protected anew by itself: if that was meant, protect its directory again"
 _OURS_IN_ENVIRONMENT = ("OPENBLAS_NUM_THREADS", "LC_CTYPE")
 """What our own start may have added: the first by ``bitward.cli``, the second by Python (PEP 538)."""
 
@@ -108,6 +109,8 @@ def _checked(file: ModelFile, request: GateRequest) -> GateVerdict | None:
         jobs=request.jobs,
         progress=request.progress,
     )
+    if verdict.verdict is Verdict.INTACT and file.indexed_root not in ("", verdict.root):
+        verdict = replace(verdict, verdict=Verdict.UNVERIFIABLE, file=None, message=NOT_INDEXED_TOLD)
     return replace(verdict, path=file.name)
 
 

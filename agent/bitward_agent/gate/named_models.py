@@ -38,13 +38,17 @@ _REVISION = re.compile(r"--(?:model-)?revision(?:=(?P<value>.+))?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A file that a loader will read. ``required``: without a sidecar it is a failure; other files of a directory need none."""
+    """A file that a loader will read. ``required``: without a sidecar it is a failure; other files of a directory need none.
+
+    ``indexed_root``: the root that the directory's index binds (hexadecimal), "" where there is none.
+    """
 
     path: str
     sidecar: str
     name: str
     required: bool
     gone: bool = False
+    indexed_root: str = ""
 
 
 def candidates(words: Sequence[str]) -> list[str]:
@@ -139,14 +143,13 @@ def files_of(path: str, sidecar_dir: str | None = None) -> tuple[ModelFile, ...]
         check = check_unit(real, sidecar_dir)
         if not check.listing.members and not check.missing:
             raise InputError(f"{path}: there is no file in it to verify")
-        here = (_of_member(member, required=_is_read(member)) for member in check.listing.members)
-        gone = (_of_member(member, required=True, gone=True) for member in check.missing)
+        here = (
+            ModelFile(one.path, one.sidecar, one.name, _is_read(one), indexed_root=check.roots.get(one.relative, ""))
+            for one in check.listing.members
+        )
+        gone = (ModelFile(one.path, one.sidecar, one.name, required=True, gone=True) for one in check.missing)
         return (*here, *gone)
     return tuple(_lone(name, sidecar_dir) for name in _with_shards(path))
-
-
-def _of_member(member: Member, *, required: bool, gone: bool = False) -> ModelFile:
-    return ModelFile(member.path, member.sidecar, member.name, required, gone)
 
 
 def _is_read(member: Member) -> bool:

@@ -28,6 +28,8 @@ from bitward_agent.units import is_ours
 
 TURN_SECONDS = 1.0
 SWEEP_SECONDS = 15.0
+WALK_SECONDS = 300.0
+"""How often all folders are walked again: for what inotify does not tell, such as a file system that is mounted below one of them."""
 TOLD_LIMIT = 4096
 TRIES = 2
 Tell = Callable[[GateEvent], None]
@@ -51,7 +53,8 @@ class Doorkeeper:
         self._verifiers = Verifiers(request.verifiers)
         self._told: set[tuple[str, str]] = set()
         self._told_lately: set[tuple[str, str]] = set()
-        self._swept = 0.0
+        self._swept = self._looked = 0.0
+        self._walked = boot_seconds()
         self.ends = False
 
     def mark(self, beat: Callable[[], None]) -> None:
@@ -152,7 +155,11 @@ class Doorkeeper:
                 sidecar = self._folders.sidecar_of(one)
                 if os.path.lexists(sidecar):
                     return one, sidecar
-        return (path, "") if own is None else (own, self._folders.sidecar_of(own))
+        if own is None:
+            return path, ""
+        if not self._folders.is_inside(path) and not _leads_to(own, key) and _leads_to(path, key):
+            return path, self._folders.sidecar_of(path)  # moved out of the folder: with its sidecar it is as good as before
+        return own, self._folders.sidecar_of(own)
 
     def _is_own(self, thread: int) -> bool:
         return any(openers.is_thread_of(thread, process) for process in (os.getpid(), *self._own, *self._verifiers.processes))
@@ -278,11 +285,17 @@ class Doorkeeper:
         for job, opening in self._room.overdue(now):
             self._tell_rarely(opening, GateEvent("timeout", job.path, message=f"no verdict within {self._request.timeout_seconds:g} s"))
             self._room.answer(opening, allow=self._fail_open)
+        if now - self._looked > TURN_SECONDS:
+            self._looked = now
+            if self._folders.have_roots_changed() or now - self._walked > WALK_SECONDS:
+                self._walked = now
+                self._folders.walk_again()
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             self._known.sweep(now)
             self._known.drop_deleted()
             self._told_lately.clear()
+            self._verifiers.grow()
 
     def _tell_about(self, opening: Opening, event: GateEvent) -> None:
         process, program = openers.described(opening.thread)

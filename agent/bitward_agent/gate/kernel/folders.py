@@ -48,6 +48,8 @@ class Folders:
         self._key_of: dict[str, Key] = {}
         self.troubles: list[str] = []
         self._is_walked: set[str] = set()
+        self._root_keys: list[tuple[str, int, int]] = []
+        self.have_roots_changed()
         self.walk_again()
 
     def walk_again(self) -> None:
@@ -57,6 +59,16 @@ class Folders:
         for root in {sidecar_base(root, self._sidecar_dir) for root in self._roots} if self._sidecar_dir else ():
             if os.path.isdir(root):
                 self._to_walk.append(root)
+
+    def have_roots_changed(self) -> bool:
+        """Whether one of the watched folders is another one than when this was last asked: replaced, or mounted over."""
+        found = []
+        for root in self._roots:
+            with suppress(OSError):
+                state = os.lstat(root)
+                found.append((root, state.st_dev, state.st_ino))
+        before, self._root_keys = self._root_keys, found
+        return found != before
 
     @property
     def is_behind(self) -> bool:
@@ -129,6 +141,8 @@ class Folders:
             self._trouble(f"{path}: other names of it are not watched: there are more than {PROTECTED_LIMIT} protected files")
             return
         key = (found.st_dev, found.st_ino)
+        if self.protected.get(key) == path:
+            return
         self._forget(path)
         self.protected[key], self._key_of[path] = path, key
         self._group.heed_path(path)

@@ -13,6 +13,8 @@ from bitward_agent.gate.kernel.facts import Key
 from bitward_agent.gate.kernel.verifier import LINE_LIMIT, Finding, Task, read_finding
 from bitward_formats.frozen import dataclass
 
+VERIFIERS_LIMIT = 8
+
 
 @dataclass(slots=True)
 class _Verifier:
@@ -27,6 +29,7 @@ class Verifiers:
 
     def __init__(self, count: int) -> None:
         self._waiting: deque[Task] = deque()
+        self._was_first: Task | None = None
         self._all: list[_Verifier] = []
         for _ in range(count):
             self._start()
@@ -55,6 +58,13 @@ class Verifiers:
         """Have a file verified; its finding comes out of ``collect``."""
         self._waiting.append(task)
         self._give_out()
+
+    def grow(self) -> None:
+        """Start one more if tasks have been waiting since this was last called: the others may hang in a disk that does not answer."""
+        if self._waiting and self._waiting[0] is self._was_first and len(self._all) < VERIFIERS_LIMIT:
+            self._start()
+            self._give_out()
+        self._was_first = self._waiting[0] if self._waiting else None
 
     def _give_out(self) -> None:
         for one in self._all:
