@@ -214,6 +214,7 @@ def test_models_on_the_line(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named_models(["vllm", "serve", "acme/tiny", "--revision", "c0ffee"]) == [snapshot]
     assert named_models(["vllm", "serve", "acme/tiny", "--revision=other"]) == []
     assert named_models(["./one.safetensors"]) == []  # a program, not an argument, and not protected
+    assert named_models(["./model.llamafile", "--port", "80"]) == ["./model.llamafile"]
     assert named_models([]) == []
 
 

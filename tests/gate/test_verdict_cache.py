@@ -320,8 +320,9 @@ KEPT = Remembered(FILE, WARD, "00", Moment(100 * S, "boot", 50 * S))
         (Moment(160 * S + 1, "boot", 110 * S), False),  # too old by the wall's clock
         (Moment(120 * S, "boot", 110 * S + 1), False),  # by the other: somebody set the clock back
         (Moment(100 * S - 1, "boot", 60 * S), False),  # the clock lies before the verification
-        (Moment(160 * S, "another", 1 * S), True),
-        (Moment(161 * S, "another", 1 * S), False),
+        (Moment(101 * S, "another", 51 * S), False),  # a crash may have lost a time, and kept what was written
+        (Moment(101 * S, "", 51 * S), False),
+        (Moment(101 * S, "boot", 49 * S), False),
     ],
 )
 def test_age_by_two_clocks(moment: Moment, trusted: bool) -> None:

@@ -4,6 +4,9 @@ A file that was written to gets a new modification time and a new change time (c
 latter (inode(7), "Timestamp fields"). So equal identities mean that nobody wrote through the file system. They say nothing about bits that
 flip underneath: those move no time stamp, which is why trust has an age.
 
+After a crash even that is not sure: data may have reached the disk, and the time that tells of it not (fdatasync(2), mount(8) on
+``lazytime``). So nothing that was learned before this boot is trusted.
+
 Time stamps advance in steps. A write in the same step as the one before it leaves no trace, so a verdict about a file that was touched
 within one step of being read is not remembered; git calls such entries of its index racily clean (Documentation/technical/racy-git.txt).
 """
@@ -82,11 +85,11 @@ def why_not_trusted(kept: Remembered, file: FileIdentity, sidecar: FileIdentity,
         return "the sidecar was touched since"
     if why_not_remembered(kept.file, kept.sidecar, kept.began):
         return "it was read within a time stamp's step of a write"
-    age_ns = now.wall_ns - kept.began.wall_ns
-    if age_ns < 0:
+    if not now.boot or kept.began.boot != now.boot:
+        return "the machine was started since"
+    age_ns, since_boot_ns = now.wall_ns - kept.began.wall_ns, now.since_boot_ns - kept.began.since_boot_ns
+    if age_ns < 0 or since_boot_ns < 0:
         return "the clock was set back"
-    if kept.began.boot == now.boot:
-        age_ns = max(age_ns, now.since_boot_ns - kept.began.since_boot_ns)
-    if age_ns > max_age_seconds * NANOSECONDS:
+    if max(age_ns, since_boot_ns) > max_age_seconds * NANOSECONDS:
         return "it is too old"
     return ""

@@ -69,11 +69,11 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def named_models(command: Sequence[str], sidecar_dir: str | None = None) -> list[str]:
-    """The paths of the models that a command line names; the program itself only if it is protected (a llamafile)."""
+    """The paths of the models that a command line names; the program itself if it is protected, or a llamafile."""
     if not command:
         return []
     found: dict[str, None] = {}
-    if "/" in command[0] and _has_sidecar(command[0], sidecar_dir):
+    if "/" in command[0] and (command[0].endswith(".llamafile") or _has_sidecar(command[0], sidecar_dir)):
         found[command[0]] = None
     revision = _revision(command)
     for word in candidates(command[1:]):
