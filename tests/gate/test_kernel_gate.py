@@ -428,6 +428,15 @@ def test_it_does_not_watch_itself() -> None:
     assert (done.code, "holds the program" in done.err) == (2, True)
 
 
+def test_no_code_is_taken_from_the_folder_in_which_it_was_started(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "socket", "resource", "xxhash"):
+        (folder / f"{name}.py").write_text("raise SystemExit('code of a stranger')\n")
+    monkeypatch.setattr("gate.gate_process.COMMAND", [sys.executable, "-P", "-m", "bitward"])
+    monkeypatch.chdir(folder)
+    with gate(folder):
+        assert reads(model) > 0
+
+
 def test_two_gates_do_not_wait_for_each_other(folder: Path, model: Path, tmp_path: Path) -> None:
     with gate(folder, cache=tmp_path / "c1"), gate(folder, cache=tmp_path / "c2"):
         assert reads(model) > 0

@@ -163,6 +163,17 @@ def test_a_gate_does_not_heal_what_was_modified(model: Path, cache: VerdictCache
     assert model.read_bytes() == damaged
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_gate_does_not_heal_by_the_sidecar_of_a_stranger(model: Path, cache: VerdictCache) -> None:
+    write_and_restore_the_times(model)
+    os.chown(model, 1000, 1000)
+    os.chown(f"{model}.ward", 1001, 1001)
+    found = check(model, cache, heal=True)
+    assert (found.verdict, found.healed, "neither root nor" in found.message) == ("damaged", False, True)
+    os.chown(f"{model}.ward", 1000, 1000)
+    assert check(model, cache, heal=True).healed
+
+
 def test_not_remembered_while_somebody_has_it_open_for_writing(model: Path, cache: VerdictCache) -> None:
     with model.open("r+b"):
         found = check(model, cache)

@@ -21,6 +21,7 @@ from bitward_agent.verify import REPAIR_PENDING_TOLD, FlipBudget, unverifiable, 
 from bitward_formats.frozen import dataclass
 
 MODIFIED_TOLD = "was modified since it was protected, so that a gate does not heal it: 'bitward repair', asked for by a person, does"
+FOREIGN_TOLD = "its sidecar belongs to neither root nor the file's owner, so that a gate does not heal by it: 'bitward repair' does"
 NO_NAME_TOLD = "has no name any more, so that its sidecar cannot be found"
 
 
@@ -107,12 +108,14 @@ def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCa
     healed = False
     if request.heal and _is_to_be_healed(found):
         if found.modified and REPAIR_PENDING_TOLD not in found.message:
-            return _told(replace(found, message="; ".join(filter(None, (found.message, MODIFIED_TOLD)))), began.wall_ns)
+            return _told(_with(found, MODIFIED_TOLD), began.wall_ns)
+        if not _may_vouch(ward, os.fstat(file.fd).st_uid):
+            return _told(_with(found, FOREIGN_TOLD), began.wall_ns)
         healed, message = _heal(file.path, ward, request)
         began, before, sidecar = now(), identity_of(os.fstat(file.fd)), _identity_at(ward)
         found = _verify(file, ward, before, request)
-        if found.verdict is not Verdict.INTACT and message:
-            found = replace(found, message="; ".join(filter(None, (found.message, message))))
+        if found.verdict is not Verdict.INTACT:
+            found = _with(found, message)
     is_steady = before == identity_of(os.fstat(file.fd))
     verdict = replace(_told(found, began.wall_ns), healed=healed, identity=before if is_steady else None)
     if found.verdict is not Verdict.INTACT:
@@ -143,6 +146,18 @@ def _is_to_be_healed(found: FileVerification) -> bool:
     if REPAIR_PENDING_TOLD in found.message:
         return True
     return found.verdict is Verdict.DAMAGED or (found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.DAMAGED)
+
+
+def _with(found: FileVerification, told: str) -> FileVerification:
+    return replace(found, message="; ".join(part for part in (found.message, told) if part))
+
+
+def _may_vouch(ward: str, owner: int) -> bool:
+    """Whether a sidecar may say what is written to a file: it is the file owner's, root's, or our own, as nobody else may write there."""
+    try:
+        return os.lstat(ward).st_uid in (0, owner, os.geteuid())
+    except OSError:
+        return False
 
 
 def _heal(path: str, ward: str, request: CheckRequest) -> tuple[bool, str]:

@@ -63,7 +63,8 @@ class Printer:
 
 def _refuse_own_program(folder: str) -> None:
     """A gate that must ask itself before it can start one of its own processes would wait for ever."""
-    own = {sys.executable, sys.prefix, sys.base_prefix, *(path for path in sys.path if os.path.isdir(path))}
+    code = {path for path in sys.path if os.path.isdir(path)} - {os.getcwd()}  # which is there only by way of ``python -m``
+    own = {sys.executable, sys.prefix, sys.base_prefix, *code}
     below = os.path.realpath(folder).rstrip("/") + "/"
     for path in sorted(own):
         if f"{os.path.realpath(path)}/".startswith(below):
@@ -139,8 +140,8 @@ class Holder:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             fds = self._group.fd, theirs.fileno()
-            line = [sys.executable, "-m", "bitward_agent.gate.kernel.keeper", *map(str, fds)]
-            self._keeper = subprocess.Popen(line, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            line = [sys.executable, "-P", "-m", "bitward_agent.gate.kernel.keeper", *map(str, fds)]  # -P: no code from the current folder
+            self._keeper = subprocess.Popen(line, pass_fds=fds, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         ours.send(json.dumps(asdict(self._request)).encode())
         ours.setblocking(False)
         self._channel = ours

@@ -37,8 +37,8 @@ class Verifiers:
     def _start(self) -> _Verifier:
         ours, theirs = socket.socketpair()
         with theirs:
-            line = [sys.executable, "-m", "bitward_agent.gate.kernel.verifier", str(theirs.fileno())]
-            process = subprocess.Popen(line, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            line = [sys.executable, "-P", "-m", "bitward_agent.gate.kernel.verifier", str(theirs.fileno())]
+            process = subprocess.Popen(line, pass_fds=(theirs.fileno(),), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         ours.setblocking(False)
         one = _Verifier(process, ours)
         self._all.append(one)
