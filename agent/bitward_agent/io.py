@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,9 @@ from bitward_formats.frozen import dataclass
 
 SECTOR_BYTES = 4096
 """What is given up around an unreadable byte."""
+
+LEASE_SECONDS = 5.0
+"""How long a file that somebody has leased is waited for; the kernel takes leases away from those who do not give way after 45 s."""
 
 Range = tuple[int, int]
 
@@ -110,9 +114,24 @@ def _open_beneath(path: str, flags: int, disk: Disk) -> int:
     folder, name = os.path.split(path)
     folder_fd = open_folder(folder, disk)
     try:
-        return disk.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder_fd)
+        return open_after_leases(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, disk, dir_fd=folder_fd)
     finally:
         disk.close(folder_fd)
+
+
+def open_after_leases(name: str, flags: int, disk: Disk = DISK, *, dir_fd: int | None = None) -> int:
+    """Open a file; if another process holds a lease on it, wait until that gives way.
+
+    An open that must not block fails instead of waiting, and all the same tells the holder to give way (fcntl(2), "Leases").
+    """
+    until = time.monotonic() + LEASE_SECONDS
+    while True:
+        try:
+            return disk.open(name, flags, dir_fd=dir_fd)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
 
 
 def reason(error: OSError) -> str:

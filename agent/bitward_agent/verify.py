@@ -137,11 +137,13 @@ def verify_file(
     progress: ProgressSink | None = None,
     budget: FlipBudget | None = None,
     sealed_root: bytes | None = None,
+    of_inode: tuple[int, int] | None = None,
     disk: Disk = DISK,
 ) -> FileVerification:
     """Verify one file against its sidecar.
 
     Args:
+        of_inode: device and inode that the path must lead to; another file that has its name is not judged.
         sealed_root: the root that a trusted seal vouches for. A sidecar with another one, or with leaves that can be forged, is refused,
             and nothing of it is used.
         tensor: glob over tensor names; only these are read, and the verdict is about them alone.
@@ -151,6 +153,8 @@ def verify_file(
     if isinstance(pair, FileVerification):
         return pair
     try:
+        if of_inode is not None and (pair.state.device, pair.state.inode) != of_inode:
+            return unverifiable(path, pair.state.size, pair.sidecar_report(), REPLACED_TOLD)
         if sealed_root is not None and not _has_root(pair, sealed_root):
             return _unsealed(path, pair)
         if sidecar_only:

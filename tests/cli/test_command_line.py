@@ -22,6 +22,17 @@ SHARED = {"--json", "--jobs", "--quiet", "--no-progress"}
 OPTIONS = {
     "protect": {"--preset", "--hash", "--sidecar-dir", "--expect", "--force", "--no-first-sight"},
     "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live"},
+    "gate": {
+        "--policy",
+        "--max-age",
+        "--force",
+        "--allow-unprotected",
+        "--sidecar-dir",
+        "--watch",
+        "--fail",
+        "--timeout",
+        "--deny-unprotected",
+    },
     "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir", "--live"},
     "explain": {"--sidecar-dir"},
     "inspect": {"--all"},

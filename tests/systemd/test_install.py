@@ -46,7 +46,8 @@ def test_a_newer_version_replaces_what_nobody_changed(tmp_path: Path) -> None:
     install(prefix=str(tmp_path), command="/opt/old/bitward")
     report = install(prefix=str(tmp_path), command=COMMAND)
     replaced = {Path(file.path).name for file in report.files if file.action is Action.REPLACED}
-    assert replaced == {"bitward-agent.service", "bitward-heal@.service", "bitward-verify@.service", "bitward-scrub.service"}
+    units = ("agent", "heal@", "verify@", "gate@", "scrub")
+    assert replaced == {f"bitward-{unit}.service" for unit in units}
     assert COMMAND in (tmp_path / "etc/systemd/system/bitward-agent.service").read_text()
 
 

@@ -36,6 +36,7 @@ SYSTEM_FILES = (
     ("bitward-agent.service", "etc/systemd/system/bitward-agent.service"),
     ("bitward-heal@.service", "etc/systemd/system/bitward-heal@.service"),
     ("bitward-verify@.service", "etc/systemd/system/bitward-verify@.service"),
+    ("bitward-gate@.service", "etc/systemd/system/bitward-gate@.service"),
     ("bitward-scrub.service", "etc/systemd/system/bitward-scrub.service"),
     ("bitward-scrub.timer", "etc/systemd/system/bitward-scrub.timer"),
     ("bitward.sysusers.conf", "etc/sysusers.d/bitward.conf"),

@@ -27,6 +27,7 @@ from bitward.inject_places import (
     runs_of,
 )
 from bitward_agent.findings import FLIPS_LISTED_LIMIT
+from bitward_agent.io import open_after_leases
 from bitward_agent.neighbours import FolderNeighbours
 from bitward_formats.frozen import dataclass
 from bitward_formats.readers import layout_of
@@ -149,7 +150,7 @@ def _opened(target: str, keep_mtime: bool) -> Iterator[tuple[int, int]]:
     """The file, opened for reading and writing, and its size. Puts its times back at the end if that was asked for."""
     if not stat.S_ISREG(os.stat(target).st_mode):  # before opening: to open a pipe or a device can block or act
         raise InjectRefusedError(f"{target} is not a regular file")
-    fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_after_leases(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):

@@ -11,6 +11,7 @@ from bitward import __version__
 COMMANDS = (
     "protect",
     "verify",
+    "gate",
     "repair",
     "explain",
     "inspect",

@@ -1,0 +1,1 @@
+"""Gates: a damaged model is stopped, or healed, before it is loaded."""

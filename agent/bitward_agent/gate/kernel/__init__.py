@@ -1,0 +1,1 @@
+"""The kernel gate: opens of protected files wait for a verdict, whoever opens them (fanotify)."""
