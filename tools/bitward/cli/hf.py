@@ -1,0 +1,62 @@
+"""``bitward hf``: the cache of the Hugging Face hub, verified, protected and healed."""
+
+from __future__ import annotations
+
+import click
+
+from bitward.cli.options import Command, with_view
+from bitward.cli.view import View
+
+
+def _cache_options(command: Command) -> Command:
+    cache = "The cache's folder; by default where huggingface_hub has it (HF_HUB_CACHE, HF_HOME)."
+    wards = "The folder of the cache's sidecars; by default $BITWARD_HOME/hf/…, or CACHE-wards beside the cache."
+    inner = click.option("--sidecar-dir", metavar="DIR", help=wards)(command)
+    return click.option("--cache-dir", metavar="DIR", help=cache)(inner)
+
+
+@click.group("hf", short_help="Verify, protect and heal the cache of the Hugging Face hub.")
+def command() -> None:
+    """The local cache of the Hugging Face hub: blobs against their digests, sidecars beside the cache, downloads healed by range."""
+
+
+@command.command("verify", short_help="Hold every blob of the cache against its digest.")
+@click.argument("repos", nargs=-1, metavar="[REPO]...")
+@_cache_options
+@click.option("--online", is_flag=True, help="Ask the hub which digests the files of each revision have.")
+@with_view
+def verify_command(
+    repos: tuple[str, ...], cache_dir: str | None, sidecar_dir: str | None, online: bool, jobs: int | None, view: View
+) -> int:
+    """Check each REPO (ORG/NAME, datasets/ORG/NAME; all by default): every blob once, all revisions, refs and links."""
+    from bitward.registries.hf_verify import VerifyRequest, verify_cache
+    from bitward.report.hf_text import verify_lines
+
+    with view.progress() as sink:
+        report = verify_cache(VerifyRequest(repos, cache_dir, sidecar_dir, online, jobs, sink))
+    return view.finish(report, verify_lines)
+
+
+@command.command("protect", short_help="Write sidecars for the cache, in a folder beside it.")
+@click.argument("repos", nargs=-1, metavar="[REPO]...")
+@_cache_options
+@click.option("--preset", type=click.Choice(["lean", "standard", "strong"]), default="standard", show_default=True, help="How much parity.")
+@click.option("--hash", "leaf_hash", type=click.Choice(["xxh3", "blake3"]), default="xxh3", show_default=True, help="Hash of the blocks.")
+@with_view
+def protect_command(
+    repos: tuple[str, ...],
+    cache_dir: str | None,
+    sidecar_dir: str | None,
+    preset: str,
+    leaf_hash: str,
+    jobs: int | None,
+    view: View,
+) -> int:
+    """Protect the blobs of each REPO (all by default). Only what has its digest is protected; the cache stays as it is."""
+    from bitward.registries.hf_protect import ProtectRequest, protect_cache
+    from bitward.report.protect_text import protect_lines
+    from bitward_formats.digest import LeafHash
+
+    with view.progress() as sink:
+        report = protect_cache(ProtectRequest(repos, cache_dir, sidecar_dir, preset, LeafHash[leaf_hash.upper()], jobs, sink))
+    return view.finish(report, protect_lines)
