@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bitward.cli.options import Command, with_view
+from bitward.cli.options import Command, byte_count, with_view
 from bitward.cli.view import View
 
 
@@ -60,3 +60,34 @@ def protect_command(
     with view.progress() as sink:
         report = protect_cache(ProtectRequest(repos, cache_dir, sidecar_dir, preset, LeafHash[leaf_hash.upper()], jobs, sink))
     return view.finish(report, protect_lines)
+
+
+@command.command("pull", short_help="Fetch what is missing of a revision, heal what is damaged.")
+@click.argument("repo", metavar="REPO")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--revision", default="main", show_default=True, metavar="REV", help="Branch, tag or commit.")
+@_cache_options
+@click.option("--no-sidecars", is_flag=True, help="Leave the repository's own sidecars (*.ward) where they are.")
+@click.option("--max-fetch", callback=byte_count, metavar="BYTES", help="Most bytes that servers may send, such as 500M; no limit by default.")
+@with_view
+def pull_command(
+    repo: str,
+    files: tuple[str, ...],
+    revision: str,
+    cache_dir: str | None,
+    sidecar_dir: str | None,
+    no_sidecars: bool,
+    max_fetch: int | None,
+    jobs: int | None,  # noqa: ARG001 - every command takes it; one file at a time is fetched, by four requests
+    view: View,
+) -> int:
+    """Bring the FILEs (names or patterns; all by default) of REPO's revision into the cache, each with its digest.
+
+    Of a damaged file only what parity cannot restore is fetched, or what looks lost; nothing takes a file's place whose digest is wrong.
+    """
+    from bitward.registries.hf_pull import PullRequest, pull
+    from bitward.report.hf_text import pull_lines
+
+    with view.progress() as sink:
+        report = pull(PullRequest(repo, files, revision, cache_dir, sidecar_dir, not no_sidecars, max_fetch, sink))
+    return view.finish(report, pull_lines)

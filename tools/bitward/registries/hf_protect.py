@@ -17,14 +17,14 @@ from bitward_agent.errors import BitwardError, UntrustedError
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
 from bitward_agent.io import resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
-from bitward_agent.units import UNIT_INDEX_NAME, write_index
+from bitward_agent.units import write_index
 from bitward_agent.verify import verify_file
 from bitward_formats.checksums import Algorithm, Claim, etag_part
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import Role
-from bitward_formats.unit_index import UnitEntry
+from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitEntry
 
 _NEXT = "'bitward hf pull' heals it"
 

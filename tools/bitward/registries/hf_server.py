@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlsplit
@@ -100,12 +101,13 @@ class HubServer:
             path = following
         raise SourceError(f"{self._base.name}: {repo.shown}@{commit}: the listing has no end")
 
-    def place(self, repo: RepoName, commit: str, path: str) -> HttpPlace:
-        """A file of a commit, as a place."""
+    def place(self, repo: RepoName, commit: str, path: str, *, whole: bool = False) -> HttpPlace:
+        """A file of a commit, as a place; ``whole`` it may be read from its start where the server has no ranges."""
         prefix = "" if repo.kind == "models" else f"/{repo.kind}"
         name = f"hf://{repo.shown}@{commit[:12]}/{path}"
         address = hub_address(f"{prefix}/{repo.name}/resolve/{commit}/{quote(path)}")
-        place = HttpPlace(address, self.limits, self.budget, name=name, token=self._token)
+        limits = replace(self.limits, allow_full_download=True) if whole else self.limits
+        place = HttpPlace(address, limits, self.budget, name=name, token=self._token)
         self._places.append(place)
         return place
 

@@ -1,0 +1,224 @@
+"""Making one file of a hub's revision right: what is known to be damaged is fetched, and no more, as long as anything tells what that is.
+
+In order: the blob's own sidecar (parity, then only the blocks that parity cannot restore); ranges that look lost (missing at the end,
+zeroed, unreadable); a sidecar from the repository; the whole file. Blocks are written in place only where a sidecar vouches for them that
+was made from the very bytes of the blob's name; all else is made in a draft beside the blob and takes its place if the digest fits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, Reading, read_blob, suspects
+from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, put_if_right
+from bitward.registries.hf_facts import Way
+from bitward.registries.hf_sidecars import vouches_for
+from bitward_agent.errors import BitwardError, SourceError
+from bitward_agent.findings import FileRepair, Progress, ProgressSink, SidecarState, Verdict
+from bitward_agent.io import OpenFile, Range, merge_ranges
+from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.copies import CopySource
+from bitward_agent.sources.http import HttpPlace
+from bitward_agent.sources.limits import Meter
+from bitward_agent.verify import open_sidecar, verify_file
+from bitward_formats import frozen
+from bitward_formats.errors import FormatError
+from bitward_formats.hub_listing import HubFile
+
+
+@dataclass(slots=True)
+class Job:
+    """One file to be made right.
+
+    ``path`` is where its bytes are or should be, ``sidecar`` its own sidecar or where one would be, ``ward`` the repository's sidecar of it.
+    ``place`` gives a file of the revision; with ``True`` one that may be read whole where the server has no ranges.
+    """
+
+    file: HubFile
+    path: str
+    sidecar: str
+    ward: HubFile | None
+    place: Callable[[str, bool], HttpPlace]
+    meter: Meter = field(default_factory=Meter)
+    progress: ProgressSink | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def tell(self, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(Progress("fetch", self.file.path, done, total))
+
+    def counting(self, total: int) -> Callable[[int], None]:
+        """A sink of bytes that came, out of ``total``."""
+        done = [0]
+
+        def count(came: int) -> None:
+            done[0] += came
+            self.tell(done[0], total)
+
+        return count
+
+
+@frozen.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a file became right, or, with ``Way.NONE``, that it did not. ``repaired`` counts blocks that a sidecar vouched for."""
+
+    way: Way
+    repaired: int = 0
+
+
+def heal(job: Job, reading: Reading) -> Outcome:
+    """Make a damaged blob right. What was tried in vain is in the job's notes.
+
+    Raises:
+        SourceError, WriteError, UnreadableError, BusyError: it cannot be done now. The blob is not worse than before.
+    """
+    outcome = _by_own_sidecar(job)
+    if outcome is not None:
+        return outcome
+    lost = _wanted_ranges(job, reading)
+    steps: list[Callable[[], Outcome | None]] = [lambda: _by_ranges(job, lost), lambda: _by_pulled_sidecar(job)]
+    if job.ward is not None and sum(high - low for low, high in lost) > job.ward.size:
+        steps.reverse()
+    for step in steps:
+        outcome = step()
+        if outcome is not None:
+            return outcome
+    return fetch_whole(job)
+
+
+def fetch_whole(job: Job) -> Outcome:
+    """Fetch all of a file that is not there or beyond anything else.
+
+    Raises:
+        SourceError: what comes does not have the digest, or it does not come.
+    """
+    if os.path.lexists(job.path):
+        job.notes.append("nothing at hand tells which bytes are wrong: all of it was fetched")
+    with draft_of(job.path, job.file.size) as draft:
+        fetch_into(draft, job.place(job.file.path, True), [(0, job.file.size)], job.file.size, job.meter, job.counting(job.file.size))
+        if not put_if_right(draft, job.path, job.file.part, job.file.size):
+            raise SourceError(f"what the server sends does not have the {job.file.part.algorithm.value} of its own listing: not used")
+    return Outcome(Way.WHOLE)
+
+
+# ---------------------------------------------------------------------------------------------------------------- by a sidecar
+
+
+def _by_own_sidecar(job: Job) -> Outcome | None:
+    if not job.sidecar or not os.path.lexists(job.sidecar):
+        return None
+    try:
+        if not vouches_for(job.sidecar, job.file.part):
+            return _by_sidecar_in_draft(job)
+    except (BitwardError, FormatError) as error:
+        job.notes.append(f"its sidecar cannot be used: {str(error).removeprefix(f'{job.sidecar}: ')}")
+        return None
+    done = _repair(job, job.path, job.sidecar)
+    if done.verdict is Verdict.INTACT and read_blob(job.path, job.file.part).is_right:
+        return _outcome(done)
+    if done.message:
+        job.notes.append(done.message)
+    return _by_sidecar_in_draft(job)
+
+
+def _repair(job: Job, path: str, sidecar: str) -> FileRepair:
+    source = CopySource(job.place(job.file.path, False), [""], os.path.basename(job.file.path), job.meter)
+    try:
+        return repair_file(path, sidecar, RepairRequest((source,), now_ns=time.time_ns()), progress=job.progress)
+    finally:
+        source.close()
+
+
+def _outcome(done: FileRepair) -> Outcome:
+    fetched = any(source.blocks for source in done.sources)
+    return Outcome(Way.RANGES if fetched else Way.PARITY, done.repaired)
+
+
+def _by_sidecar_in_draft(job: Job) -> Outcome | None:
+    """Repair a copy, with a copy of the sidecar, beside which the journal lies, and see whether the digest fits."""
+    with tempfile.TemporaryDirectory(prefix=".bitward-", dir=os.path.dirname(job.sidecar)) as scratch, draft_of(job.path, job.file.size) as draft:
+        sidecar = os.path.join(scratch, os.path.basename(job.sidecar))
+        shutil.copyfile(job.sidecar, sidecar, follow_symlinks=False)
+        copy_into(draft, job.path, max(job.file.size, _size_of(job.path)))
+        done = _repair(job, draft.path, sidecar)
+        if done.verdict is Verdict.INTACT and put_if_right(draft, job.path, job.file.part, job.file.size):
+            return _outcome(done)
+        told = done.message or next((one.error for one in done.sources if one.error), "") or "it does not lead to the right bytes"
+        job.notes.append(f"its sidecar did not help: {told}")
+        return None
+
+
+def _by_pulled_sidecar(job: Job) -> Outcome | None:
+    if job.ward is None or not job.sidecar or os.path.lexists(job.sidecar):
+        return None
+    if not pull_sidecar(job):
+        return None
+    outcome = _by_sidecar_in_draft(job)
+    if outcome is None:
+        os.unlink(job.sidecar)  # it fits neither what is there nor what should be
+    return outcome
+
+
+def pull_sidecar(job: Job) -> bool:
+    """Fetch a file's sidecar from the repository into the folder of sidecars. Whether it is there and is one of a file of that size."""
+    ward = job.ward
+    if ward is None or ward.refusal or not job.sidecar:
+        return False
+    try:
+        with draft_of(job.sidecar, ward.size) as draft:
+            fetch_into(draft, job.place(ward.path, False), [(0, ward.size)], ward.size, job.meter, job.counting(ward.size))
+            opened, sidecar, _ = open_sidecar(draft.path)
+            opened.close()
+            if sidecar.superblock.file_bytes != job.file.size:
+                raise SourceError(f"{ward.path}: is the sidecar of a file of {sidecar.superblock.file_bytes:,} bytes")
+            if not put_if_right(draft, job.sidecar, ward.part, ward.size):
+                raise SourceError(f"{ward.path}: does not have its digest")
+    except (BitwardError, FormatError) as error:
+        job.notes.append(f"the repository's sidecar was not used: {error}")
+        return False
+    return True
+
+
+def keep_sidecar_if_it_fits(job: Job) -> bool:
+    """Whether a pulled sidecar is that of the right file, by the file itself; if not, it goes again."""
+    found = verify_file(job.path, job.sidecar)
+    if found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.INTACT:
+        return True
+    os.unlink(job.sidecar)
+    job.notes.append("the repository's sidecar is not that of this file: not kept")
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------- by ranges
+
+
+def _wanted_ranges(job: Job, reading: Reading) -> list[Range]:
+    """What looks lost, with a page around it, as what was lost need not begin where a page does."""
+    lost = suspects(job.path, job.file.size, reading.unreadable)
+    if len(lost) >= SUSPECTS_LIMIT:
+        return []
+    return merge_ranges([(max(0, low - PAGE_BYTES), min(job.file.size, high + PAGE_BYTES)) for low, high in lost if low < job.file.size])
+
+
+def _by_ranges(job: Job, lost: list[Range]) -> Outcome | None:
+    total = sum(high - low for low, high in lost)
+    if total >= job.file.size or (not lost and _size_of(job.path) <= job.file.size):
+        return None
+    with draft_of(job.path, job.file.size) as draft:
+        copy_into(draft, job.path, job.file.size)
+        if lost:
+            fetch_into(draft, job.place(job.file.path, False), lost, job.file.size, job.meter, job.counting(total))
+        if put_if_right(draft, job.path, job.file.part, job.file.size):
+            return Outcome(Way.RANGES)
+    job.notes.append(f"{total:,} bytes that look lost were fetched, and others are wrong as well")
+    return None
+
+
+def _size_of(path: str) -> int:
+    with OpenFile(path) as file:
+        return file.state().size
