@@ -57,7 +57,7 @@ def is_commit(text: str) -> bool:
 
 
 def path_refusal(path: str) -> str:
-    """Why a file's name must not be used as a path below a folder; empty where it may. Windows' rules count too, as for the hub's library."""
+    """Why a file's name must not be a path below a folder; empty where it may. Windows' rules count too, as in the hub's library."""
     parts = path.replace("\\", "/").split("/")
     if ".." in parts:
         return "it leads out of its folder"

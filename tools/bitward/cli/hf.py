@@ -68,7 +68,7 @@ def protect_command(
 @click.option("--revision", default="main", show_default=True, metavar="REV", help="Branch, tag or commit.")
 @_cache_options
 @click.option("--no-sidecars", is_flag=True, help="Leave the repository's own sidecars (*.ward) where they are.")
-@click.option("--max-fetch", callback=byte_count, metavar="BYTES", help="Most bytes that servers may send, such as 500M; no limit by default.")
+@click.option("--max-fetch", callback=byte_count, metavar="BYTES", help="Most bytes that servers may send, such as 500M.")
 @with_view
 def pull_command(
     repo: str,

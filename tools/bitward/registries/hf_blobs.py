@@ -37,7 +37,9 @@ def read_blob(path: str, part: Part, told: Callable[[int, int], object] | None =
     """
     with OpenFile(path) as file:
         state = file.state()
-        digest = hashlib.sha1(b"blob %d\0" % state.size, usedforsecurity=False) if part.algorithm is Algorithm.GIT_BLOB else hashlib.sha256()
+        digest = hashlib.sha256()
+        if part.algorithm is Algorithm.GIT_BLOB:
+            digest = hashlib.sha1(b"blob %d\0" % state.size, usedforsecurity=False)
         buffer = memoryview(bytearray(CHUNK_BYTES))
         lost: list[Range] = []
         for offset in range(0, state.size, CHUNK_BYTES):

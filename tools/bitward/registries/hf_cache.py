@@ -199,8 +199,8 @@ def _read_blobs(repo: CachedRepo, root: str, limit: int) -> int:
     folder = os.path.join(repo.path, "blobs")
     if not _is_real_folder(folder):
         return 0
-    count = 0
-    for count, entry in enumerate(_entries(folder, limit), 1):
+    entries = list(_entries(folder, limit))
+    for entry in entries:
         if entry.name.endswith((".incomplete", ".shared")):
             size = entry.stat(follow_symlinks=False).st_size
             repo.tell(ProblemKind.INCOMPLETE, entry.path, f"{size} bytes of a download that did not end; 'hf cache prune' removes it")
@@ -216,7 +216,7 @@ def _read_blobs(repo: CachedRepo, root: str, limit: int) -> int:
             repo.blobs[entry.name] = Blob(entry.name, entry.path, entry.stat(follow_symlinks=False).st_size)
         else:
             repo.tell(ProblemKind.UNREADABLE, entry.path, "is no regular file: it was not read")
-    return count
+    return len(entries)
 
 
 def _read_snapshots(repo: CachedRepo, root: str, limit: int) -> int:  # noqa: ARG001 - as the other readers
@@ -265,7 +265,10 @@ def _read_refs(repo: CachedRepo, root: str, limit: int) -> int:  # noqa: ARG001 
     if not _is_real_folder(folder):
         return 0
     count = 0
-    for count, (relative, entry) in enumerate(_below(folder, limit), 1):
+    for relative, entry in _below(folder, limit):
+        count += 1
+        if count > limit:
+            break
         if entry.name in _SYSTEM_FILES or relative.endswith(".tmp"):
             continue
         try:
@@ -283,8 +286,8 @@ def _read_trees(repo: CachedRepo, root: str, limit: int) -> int:  # noqa: ARG001
     folder = os.path.join(repo.path, "trees")
     if not _is_real_folder(folder):
         return 0
-    count = 0
-    for count, entry in enumerate(_entries(folder, limit), 1):
+    entries = list(_entries(folder, limit))
+    for entry in entries:
         commit = entry.name.removesuffix(".json")
         if not is_commit(commit) or commit == entry.name or commit not in repo.revisions:
             continue
@@ -294,8 +297,9 @@ def _read_trees(repo: CachedRepo, root: str, limit: int) -> int:  # noqa: ARG001
                     raise HubListingError("too long")
                 repo.trees[commit] = read_tree_cache(file.read(0, LISTING_LIMIT_BYTES))
         except (BitwardError, HubListingError) as error:
-            repo.tell(ProblemKind.UNREADABLE, entry.path, f"the revision's listing cannot be used: {error}; remove it, the hub makes it anew")
-    return count
+            told = f"the revision's listing cannot be used: {error}; remove it, the hub's library makes it anew"
+            repo.tell(ProblemKind.UNREADABLE, entry.path, told)
+    return len(entries)
 
 
 def _check_refs_and_links(repo: CachedRepo) -> None:

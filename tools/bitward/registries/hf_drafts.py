@@ -36,8 +36,9 @@ def draft_of(target: str, size: int) -> Iterator[OpenFile]:
     make_folder(folder)
     try:
         room = os.statvfs(folder)
-        if room.f_bavail * room.f_frsize < size:
-            raise WriteError(f"{target}: {size:,} bytes are wanted, and {room.f_bavail * room.f_frsize:,} are free: make room and try again")
+        free = room.f_bavail * room.f_frsize
+        if free < size:
+            raise WriteError(f"{target}: {size:,} bytes are wanted, and {free:,} are free: make room and try again")
         folder_fd = open_folder(folder)
     except OSError as error:
         raise WriteError(f"{target}: cannot write: {reason(error)}") from error

@@ -35,8 +35,8 @@ from bitward_formats.hub_listing import HubFile
 class Job:
     """One file to be made right.
 
-    ``path`` is where its bytes are or should be, ``sidecar`` its own sidecar or where one would be, ``ward`` the repository's sidecar of it.
-    ``place`` gives a file of the revision; with ``True`` one that may be read whole where the server has no ranges.
+    ``path`` is where its bytes are or should be, ``sidecar`` its own sidecar or where one would be, ``ward`` the repository's. ``place``
+    gives a file of the revision; with ``True`` one that may be read whole where the server has no ranges.
     """
 
     file: HubFile
@@ -141,7 +141,8 @@ def _outcome(done: FileRepair) -> Outcome:
 
 def _by_sidecar_in_draft(job: Job) -> Outcome | None:
     """Repair a copy, with a copy of the sidecar, beside which the journal lies, and see whether the digest fits."""
-    with tempfile.TemporaryDirectory(prefix=".bitward-", dir=os.path.dirname(job.sidecar)) as scratch, draft_of(job.path, job.file.size) as draft:
+    beside = os.path.dirname(job.sidecar)
+    with tempfile.TemporaryDirectory(prefix=".bitward-", dir=beside) as scratch, draft_of(job.path, job.file.size) as draft:
         sidecar = os.path.join(scratch, os.path.basename(job.sidecar))
         shutil.copyfile(job.sidecar, sidecar, follow_symlinks=False)
         copy_into(draft, job.path, max(job.file.size, _size_of(job.path)))

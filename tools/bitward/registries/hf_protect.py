@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 from bitward.registries.hf_cache import Blob, CachedRepo, cache_root, list_repos, parse_repo, read_repo
 from bitward.registries.hf_facts import ProblemKind
@@ -76,15 +77,17 @@ def _protect_repo(repo: CachedRepo, sidecars: str, request: ProtectRequest) -> t
     skipped += tuple(f"{one.path} (lies in its snapshot itself: 'bitward protect' protects it)" for one in repo.pointers if not one.blob)
     report = UnitReport(repo.path, "", SidecarState.MISSING, skipped=skipped)
     if not repo.blobs:
-        return [], UnitReport(repo.path, "", SidecarState.MISSING, skipped=skipped, message="no blobs in it: nothing was protected")
+        return [], replace(report, message="no blobs in it: nothing was protected")
     if any(one.exit_code for one in files):
-        return files, UnitReport(repo.path, "", SidecarState.MISSING, skipped=skipped, message="not every blob could be protected")
-    entries = [UnitEntry(os.fsencode(f"blobs/{name}"), one.bytes, bytes.fromhex(one.root)) for name, one in zip(repo.blobs, files, strict=True)]
+        return files, replace(report, message="not every blob could be protected: the repository's index was not written")
+    entries = [
+        UnitEntry(os.fsencode(f"blobs/{name}"), one.bytes, bytes.fromhex(one.root)) for name, one in zip(repo.blobs, files, strict=True)
+    ]
     try:
         root = write_index(os.path.join(resolve(sidecars), repo.name.folder, UNIT_INDEX_NAME), entries, time.time_ns())
     except (BitwardError, OSError) as error:
-        return files, UnitReport(repo.path, "", SidecarState.MISSING, skipped=skipped, message=str(error))
-    return files, UnitReport(repo.path, root.hex(), SidecarState.INTACT, skipped=report.skipped)
+        return files, replace(report, message=str(error))
+    return files, replace(report, root=root.hex(), state=SidecarState.INTACT)
 
 
 def protect_blob(repo: CachedRepo, blob: Blob, shown: str, sidecars: str, request: ProtectRequest) -> FileProtection:
@@ -145,11 +148,10 @@ def _kept(blob: Blob, sidecar: str, shown: str, request: ProtectRequest) -> File
     found = verify_file(blob.path, sidecar, jobs=request.jobs, progress=request.progress)
     kept = FileProtection(shown, found.bytes, sidecar, os.path.getsize(sidecar), found.root, found.origin, request.preset, "", 0, 0)
     if found.verdict is not Verdict.INTACT:
-        return _with(kept, f"no longer what its sidecar vouches for ({found.verdict.value}): the sidecar was kept; {_NEXT}", ExitCode.NOT_REPAIRABLE)
+        told = f"no longer what its sidecar vouches for ({found.verdict.value}): the sidecar was kept; {_NEXT}"
+        return _with(kept, told, ExitCode.NOT_REPAIRABLE)
     return None if found.sidecar.state is not SidecarState.INTACT else _with(kept, "", ExitCode.OK, "has its sidecar already")
 
 
 def _with(file: FileProtection, message: str, code: int, note: str = "") -> FileProtection:
-    from dataclasses import replace
-
     return replace(file, message=message, exit_code=code, note=note)

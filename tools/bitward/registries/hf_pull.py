@@ -144,7 +144,8 @@ class _Puller:
         blob = Blob(file.etag, path, file.size)
         own = sidecar_for(self.sidecars, self.repo, blob) or mirrored(self.sidecars, self.repo, file.etag)
         ward = self.listing.get(file.path + WARD) if self.request.with_sidecars else None
-        job = Job(file, path, own, ward if ward is not None and ward.size < file.size else None, self._place, meter, self.request.progress, notes)
+        ward = ward if ward is not None and ward.size < file.size else None  # a small file is fetched for less
+        job = Job(file, path, own, ward, self._place, meter, self.request.progress, notes)
         outcome = self._made_right(job)
         if outcome.way is not Way.PRESENT or not os.path.lexists(self.link(file)):
             self._make_link(file, path)

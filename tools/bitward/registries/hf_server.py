@@ -6,7 +6,6 @@ to that server only: not where a redirect leads, not to a next page elsewhere.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from types import TracebackType
@@ -128,7 +127,8 @@ class HubServer:
             if code in _BUSY:
                 raise TransientError(f"{self._base.name}: the server answers {code}")
             if code != 200:
-                raise SourceError(f"{self._base.name}: {repo.shown}: the server answers {code}" + (f": {_WORDS[code]}" if code in _WORDS else ""))
+                told = f": {_WORDS[code]}" if code in _WORDS else ""
+                raise SourceError(f"{self._base.name}: {repo.shown}: the server answers {code}{told}")
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise SourceError(f"{self._base.name}: {repo.shown}: the server serves a compressed form only")
             for chunk in response.iter_raw():
@@ -159,7 +159,8 @@ def _own_path(base: WebAddress, url: str, repo: RepoName) -> str:
         parts, port, own_port = urlsplit(""), None, None
     if not parts.scheme and not parts.netloc and parts.path.startswith("/"):
         parts, port = parts._replace(scheme=own.scheme, netloc=own.netloc), own_port
-    if (parts.scheme, parts.hostname, port) != (own.scheme, own.hostname, own_port) or not parts.path.startswith(own.path.rstrip("/") + "/"):
+    is_own = (parts.scheme, parts.hostname, port) == (own.scheme, own.hostname, own_port)
+    if not is_own or not parts.path.startswith(own.path.rstrip("/") + "/"):
         raise SourceError(f"{base.name}: {repo.shown}: the listing's next page is on another server: not followed")
     path = parts.path.removeprefix(own.path.rstrip("/"))
     return f"{path}?{parts.query}" if parts.query else path
@@ -168,8 +169,3 @@ def _own_path(base: WebAddress, url: str, repo: RepoName) -> str:
 def limits_of(max_fetch: int | None) -> Limits:
     """The limits of a command; without ``max_fetch`` only each file's listed size bounds it."""
     return Limits(max_fetch_bytes=(1 << 62) if max_fetch is None else max_fetch)
-
-
-def endpoint_name() -> str:
-    """The server's address as it may be shown."""
-    return hub_address("").name or os.environ.get("HF_ENDPOINT", "")

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
+from dataclasses import field, replace
 
 from bitward.registries.hf_blobs import Reading, read_blob, suspects
 from bitward.registries.hf_cache import Blob, CachedRepo, Pointer, RepoName, cache_root, list_repos, parse_repo, read_repo
@@ -48,6 +48,10 @@ class Expected:
     part: Part | None
     size: int | None
     evidence: str
+
+
+_Todo = tuple[Blob, Expected, list[str]]
+"""A blob, what it should be, and its names in snapshots."""
 
 
 def verify_cache(request: VerifyRequest) -> CacheVerification:
@@ -92,10 +96,10 @@ def verify_repo(repo: CachedRepo, sidecars: str, request: VerifyRequest, online:
         _hold_against(repo, listings, sources)
     expected = expectations(repo, listings, sources)
     names = repo.names_of()
-    todo = [(one, expected[one.name], names.get(one.name, [])) for one in _sorted(repo)]
+    todo: list[_Todo] = [(one, expected[one.name], names.get(one.name, [])) for one in _sorted(repo)]
     todo += [_copy(one, listings, sources) for one in repo.pointers if not one.blob]
     with ThreadPoolExecutor(request.jobs or min(DEFAULT_JOBS, os.cpu_count() or 1), "bitward-hash") as pool:
-        found = tuple(pool.map(lambda one: _verify_blob(repo, *one, sidecars, request), todo))
+        found = tuple(pool.map(lambda one: _verify_blob(repo, one, sidecars, request), todo))
     problems = _sorted_problems(repo.problems)
     return RepoVerification(repo.name.shown, repo.path, tuple(repo.revisions), dict(repo.refs), found, problems)
 
@@ -137,7 +141,7 @@ def expectations(repo: CachedRepo, listings: dict[str, dict[str, HubFile]], sour
     return found
 
 
-def _copy(pointer: Pointer, listings: dict[str, dict[str, HubFile]], sources: dict[str, str]) -> tuple[Blob, Expected, list[str]]:
+def _copy(pointer: Pointer, listings: dict[str, dict[str, HubFile]], sources: dict[str, str]) -> _Todo:
     """A file that lies in its snapshot itself, where links are not used: only a listing can say what it should be."""
     file = listings.get(pointer.commit, {}).get(pointer.relative)
     try:
@@ -148,9 +152,8 @@ def _copy(pointer: Pointer, listings: dict[str, dict[str, HubFile]], sources: di
     return Blob(file.etag if file is not None else "", pointer.path, size), expected, [f"{pointer.commit}/{pointer.relative}"]
 
 
-def _verify_blob(
-    repo: CachedRepo, blob: Blob, expected: Expected, names: list[str], sidecars: str, request: VerifyRequest
-) -> BlobVerification:
+def _verify_blob(repo: CachedRepo, todo: _Todo, sidecars: str, request: VerifyRequest) -> BlobVerification:
+    blob, expected, names = todo
     sidecar_path = sidecar_for(sidecars, repo, blob) if blob.name else ""
     found = BlobVerification(
         repo=repo.name.shown,
@@ -166,7 +169,7 @@ def _verify_blob(
     )
     if expected.part is None:
         hint = "" if request.online else "; --online asks the hub"
-        return replaced(found, message=f"its name is no digest, and no listing at hand tells what it should be{hint}")
+        return replace(found, message=f"its name is no digest, and no listing at hand tells what it should be{hint}")
 
     def told(done: int, total: int) -> None:
         if request.progress:
@@ -175,12 +178,12 @@ def _verify_blob(
     try:
         reading = read_blob(blob.path, expected.part, told)
         if reading.is_right:
-            return replaced(found, verdict=Verdict.INTACT, bytes=reading.size)
+            return replace(found, verdict=Verdict.INTACT, bytes=reading.size)
         lost = suspects(blob.path, expected.size, reading.unreadable)
         check = _by_sidecar(blob, sidecar_path, request)
     except (BitwardError, OSError) as error:
-        return replaced(found, message=str(error).removeprefix(f"{blob.path}: "))
-    return replaced(
+        return replace(found, message=str(error).removeprefix(f"{blob.path}: "))
+    return replace(
         found,
         verdict=Verdict.DAMAGED,
         bytes=reading.size,
@@ -224,10 +227,3 @@ def _sidecar_report(path: str) -> SidecarReport:
 def _by_sidecar(blob: Blob, sidecar_path: str, request: VerifyRequest) -> FileVerification | None:
     """What a damaged blob's sidecar names."""
     return verify_file(blob.path, sidecar_path, jobs=1, budget=request.budget) if sidecar_path else None
-
-
-def replaced(found: BlobVerification, **changes: object) -> BlobVerification:
-    """``found`` with other fields."""
-    from dataclasses import replace
-
-    return replace(found, **changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as much of the Hugging Face hub's interface as ``huggingface_hub`` 2.4 calls, and one for large files.
+"""A server on this machine that speaks what ``huggingface_hub`` 2.4 asks of the Hugging Face hub, and one for large files.
 
 The front has ``/api/models/REPO/revision``, ``tree`` in pages, ``preupload``, ``commit``, LFS ``batch`` and ``resolve``; files in LFS lead
 to the store, another server, as on the hub. Bytes of bodies are counted at both, and faults are made on request.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from mmap import mmap
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -56,15 +57,17 @@ class HubFaults:
     moved: bool = False  # commits are refused, as the branch has moved
 
 
-def git_blob(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def git_blob(data: bytes | mmap) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(data))
+    digest.update(data)
+    return digest.hexdigest()
 
 
 @dataclass
 class Stored:
     """One file of a revision."""
 
-    data: bytes
+    data: bytes | mmap
 
     def __post_init__(self) -> None:
         self.sha256 = hashlib.sha256(self.data).hexdigest()
@@ -238,7 +241,8 @@ class _Store(_Handler):
                         return
         self.answer(404)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_PUT(self) -> None:
         oid = self.begin().removeprefix("/upload/")
@@ -279,7 +283,8 @@ class _Front(_Handler):
         if path:
             self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         path = self.begin()

@@ -1,0 +1,175 @@
+"""A cache made by huggingface_hub, real weights damaged three ways, and what healing them costs: counted at the server."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from cli.command_line import bitward
+from registries.hf.hub_caches import MODEL, REPO, TEXT, THREE, WEIGHTS, Cache, hub_python
+
+pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra 'hf' is not installed")
+
+OVERWRITTEN, TRUNCATED, ZEROED = WEIGHTS
+BEYOND_PARITY_BYTES = 2_850_000
+"""One burst that hits three blocks of some stripes, where parity restores two."""
+
+
+def damage(cache: Cache) -> None:
+    """One overwritten through its link, one truncated, one with a zeroed region."""
+    cache.overwrite(OVERWRITTEN, 10_000_001, BEYOND_PARITY_BYTES)
+    cache.truncate(TRUNCATED, 400_000)
+    cache.zero(ZEROED, 40_000_123, 300_000)
+
+
+def blobs(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By their names in the snapshot."""
+    return {blob["files"][0].partition("/")[2]: blob for repo in document["repos"] for blob in repo["blobs"]}
+
+
+def pulled(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {file["path"]: file for file in document["files"]}
+
+
+def test_three_damaged_blobs_are_named_and_healed_for_less_than_a_hundredth(large_cache: Cache) -> None:
+    assert large_cache.hf("protect").code == 0
+    damage(large_cache)
+    told = large_cache.hf("verify", THREE, "--json")
+    assert told.code == 4
+    found = blobs(told.document)
+    assert {name for name, one in found.items() if one["verdict"] == "damaged"} == set(WEIGHTS)
+    assert "400,000 of 97," in found[TRUNCATED]["message"] or "400,000 of 98," in found[TRUNCATED]["message"]
+    assert "zeroed pages" in found[ZEROED]["message"]
+    assert "overwritten" in found[OVERWRITTEN]["message"]
+    assert {name: found[name]["check"]["verdict"] for name in WEIGHTS} == dict.fromkeys(WEIGHTS, "damaged") | {
+        OVERWRITTEN: found[OVERWRITTEN]["check"]["verdict"]
+    }
+    assert large_cache.server.sent == 0  # the cache alone was asked
+
+    done = large_cache.hf("pull", THREE, "--json")
+    assert done.code == 0, done
+    assert large_cache.is_whole()
+    for name in WEIGHTS:
+        share = large_cache.sent_for(name) / len(large_cache.whole(name))
+        print(f"{name}: {large_cache.sent_for(name):,} bytes fetched, {share:.3%}, {pulled(done.document)[name]['way']}")
+        assert share < 0.01
+    assert large_cache.sent_for(OVERWRITTEN) > 0
+    assert {name: pulled(done.document)[name]["way"] for name in WEIGHTS} == {
+        OVERWRITTEN: "ranges",
+        TRUNCATED: "parity",
+        ZEROED: "parity",
+    }
+    assert done.document["fetched_bytes"] == large_cache.server.sent
+    assert large_cache.hf("verify").code == 0
+
+
+def test_without_sidecars_what_looks_lost_is_fetched_and_only_the_overwritten_one_whole(large_cache: Cache) -> None:
+    damage(large_cache)
+    done = large_cache.hf("pull", THREE, "--json")
+    assert done.code == 0, done
+    assert large_cache.is_whole()
+    files = pulled(done.document)
+    assert {name: files[name]["way"] for name in WEIGHTS} == {OVERWRITTEN: "whole", TRUNCATED: "ranges", ZEROED: "ranges"}
+    for name in (TRUNCATED, ZEROED):
+        assert 0 < large_cache.sent_for(name) < 0.01 * len(large_cache.whole(name))
+    assert large_cache.sent_for(OVERWRITTEN) == len(large_cache.whole(OVERWRITTEN)) + 1  # and the one byte that asks for size and version
+    assert "all of it was fetched" in files[OVERWRITTEN]["message"]
+
+
+def test_damage_within_parity_costs_nothing(cache: Cache) -> None:
+    """300 KB overwritten: a burst that the sidecar restores, so no byte of the file is asked for; the others are intact already."""
+    cache.hf("protect")
+    cache.overwrite(MODEL, 3_000_000, 300_000)
+    assert cache.hf("verify", "--json").code == 1
+    done = cache.hf("pull", REPO, "--json")
+    assert (done.code, pulled(done.document)[MODEL]["way"]) == (0, "parity")
+    assert cache.server.file_bytes_sent() == 0
+    assert cache.is_whole(MODEL)
+
+
+def test_bitward_s_own_commands_find_the_sidecars(cache: Cache) -> None:
+    """As the documentation says: the repository's folder, and the folder of the sidecars."""
+    cache.hf("protect")
+    cache.overwrite(MODEL, 5_000_000, 200_000)
+    wards = cache.home / "hub-wards"
+    assert bitward("verify", cache.repo, "--sidecar-dir", wards).code == 1
+    assert bitward("repair", cache.repo, "--sidecar-dir", wards).code == 0
+    assert cache.is_whole(MODEL)
+    assert bitward("verify", cache.link(MODEL), "--sidecar-dir", wards / cache.repo.name / "blobs").code == 0
+
+
+def test_a_mix_of_zeroed_and_overwritten_is_healed_all_the_same(cache: Cache) -> None:
+    """Without a sidecar: the ranges that look lost are fetched, do not suffice, and all is fetched; nothing wrong gets the name."""
+    cache.zero(MODEL, 1 << 20, 100_000)
+    cache.overwrite(MODEL, 9_000_000, 10)
+    done = cache.hf("pull", REPO, MODEL, "--json")
+    file = pulled(done.document)[MODEL]
+    assert (done.code, file["way"]) == (0, "whole")
+    assert "others are wrong as well" in file["message"]
+    assert cache.is_whole()
+
+
+def test_a_blob_that_is_too_long_is_cut_without_fetching(cache: Cache) -> None:
+    with cache.link(MODEL).open("ab") as file:
+        file.write(b"more")
+    done = cache.hf("pull", REPO, "--json")
+    assert (done.code, pulled(done.document)[MODEL]["way"]) == (0, "ranges")
+    assert cache.server.file_bytes_sent() == 0
+    assert cache.is_whole()
+
+
+def test_a_blob_that_is_gone_and_a_small_one_that_is_damaged(cache: Cache) -> None:
+    cache.blob("config.json").unlink()
+    cache.overwrite(TEXT, 100, 1)
+    told = cache.hf("verify", "--json")
+    assert told.code == 4
+    assert [one["kind"] for one in told.document["repos"][0]["problems"]] == ["broken-link"]
+    assert blobs(told.document)[TEXT]["algorithm"] == "git blob SHA-1"
+    assert cache.hf("pull", REPO).code == 0
+    assert cache.is_whole()
+    assert cache.hf("verify").code == 0
+
+
+def test_a_budget_holds_and_leaves_nothing_worse(cache: Cache) -> None:
+    cache.overwrite(MODEL, 1000, 10)
+    before = cache.blob(MODEL).read_bytes()
+    done = cache.hf("pull", REPO, "--max-fetch", "1M", "--json")
+    assert done.code == 4
+    assert "--max-fetch" in pulled(done.document)[MODEL]["message"]
+    assert cache.server.sent < 1_000_000
+    assert cache.blob(MODEL).read_bytes() == before
+    assert not list(cache.root.rglob("*.incomplete"))
+
+
+def test_a_pull_into_an_empty_place_is_what_the_library_would_have_made(cache: Cache) -> None:
+    """The same folders, blobs, links and refs, but for its listing and its mark for backup programs; and the library finds all of it."""
+    other = Cache(cache.home.parent / "other", cache.server)
+    assert other.hf("pull", REPO).code == 0
+    assert other.is_whole()
+    theirs, ours = ({name: told for name, told in one.tree().items() if ".locks" not in name} for one in (cache, other))
+    assert theirs.keys() - ours.keys() == {"CACHEDIR.TAG", f"{cache.repo.name}/trees", f"{cache.repo.name}/trees/{cache.commit}.json"}
+    for name, (mode, size, _, _, target) in ours.items():
+        assert (mode, target) == (theirs[name][0], theirs[name][4])
+        assert size == theirs[name][1] or name.count("/") < 2
+    code = f"print(hub.snapshot_download({REPO!r}, local_files_only=True)); print(hub.scan_cache_dir().warnings)"
+    told = hub_python(code, **other.environment()).split()
+    assert told == [str(other.repo / "snapshots" / other.commit), "[]"]
+
+
+def test_healing_holds_while_another_process_downloads_the_blob(cache: Cache) -> None:
+    """The library's own lock is heeded."""
+    cache.overwrite(MODEL, 1000, 10)
+    lock = cache.root / ".locks" / cache.repo.name / f"{cache.blob(MODEL).name}.lock"
+    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])
+    try:
+        while subprocess.run(["flock", "-n", str(lock), "true"], check=False).returncode == 0:
+            pass
+        done = cache.hf("pull", REPO, "--json")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done.code in (3, 4)
+    assert "somebody is downloading this blob" in pulled(done.document)[MODEL]["message"]
