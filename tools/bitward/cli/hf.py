@@ -91,3 +91,49 @@ def pull_command(
     with view.progress() as sink:
         report = pull(PullRequest(repo, files, revision, cache_dir, sidecar_dir, not no_sidecars, max_fetch, sink))
     return view.finish(report, pull_lines)
+
+
+@command.command("push", short_help="Push sidecars into a repository, beside their files.")
+@click.argument("repo", metavar="REPO")
+@click.argument("folder", required=False, metavar="[DIR]")
+@click.option("--revision", default="main", show_default=True, metavar="REV", help="The branch to push to.")
+@_cache_options
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--message", metavar="TEXT", help="The commit's message.")
+@click.option("--dry-run", is_flag=True, help="Say what would be pushed; push nothing.")
+@with_view
+def push_command(
+    repo: str,
+    folder: str | None,
+    revision: str,
+    cache_dir: str | None,
+    sidecar_dir: str | None,
+    create_pr: bool,
+    message: str | None,
+    dry_run: bool,
+    jobs: int | None,  # noqa: ARG001 - every command takes it
+    view: View,
+) -> int:
+    """Push the sidecars of REPO's files, from the cache or from DIR, as FILE.ward beside each FILE. Needs bitward[hf] and a token.
+
+    Only a sidecar goes there that is whole and fits the file that the repository has now, byte for byte.
+    """
+    from bitward.registries.hf_push import MESSAGE, PushRequest, push
+    from bitward.report.hf_text import push_lines
+
+    with view.progress() as sink:
+        request = PushRequest(repo, folder, revision, cache_dir, sidecar_dir, create_pr, message or MESSAGE, dry_run, sink)
+        report = push(request)
+    return view.finish(report, push_lines)
+
+
+@command.command("card", short_help="Text about the sidecars, for a model card.")
+@click.argument("repo", metavar="REPO")
+@_cache_options
+@with_view
+def card_command(repo: str, cache_dir: str | None, sidecar_dir: str | None, jobs: int | None, view: View) -> int:  # noqa: ARG001
+    """Print Markdown for REPO's model card: what its sidecars are, what they can repair, and what they are not."""
+    from bitward.registries.hf_card import card
+    from bitward.report.hf_text import card_lines
+
+    return view.finish(card(repo, cache_dir, sidecar_dir), card_lines)
