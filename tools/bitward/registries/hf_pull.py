@@ -147,7 +147,7 @@ class _Puller:
         ward = ward if ward is not None and ward.size < file.size else None  # a small file is fetched for less
         job = Job(file, path, own, ward, self._place, meter, self.request.progress, notes)
         outcome = self._made_right(job)
-        if outcome.way is not Way.PRESENT or not os.path.lexists(self.link(file)):
+        if not self._leads_there(file, path):
             self._make_link(file, path)
         has_sidecar = os.path.lexists(own)
         if not has_sidecar and job.ward is not None and pull_sidecar(job):
@@ -166,7 +166,7 @@ class _Puller:
             return fetch_whole(job)
         reading = read_blob(job.path, job.file.part)
         if reading.is_right:
-            return Outcome(Way.PRESENT if os.path.lexists(self.link(job.file)) else Way.LINKED)
+            return Outcome(Way.PRESENT if self._leads_there(job.file, job.path) else Way.LINKED)
         lost = suspects(job.path, job.file.size, reading.unreadable)
         job.notes.append(in_words(reading, Expected(job.file.part, job.file.size, "the hub's listing"), lost))
         return heal(job, Reading(False, reading.size, reading.unreadable))
@@ -190,6 +190,10 @@ class _Puller:
         if payload is None:
             raise UnreadableError(f"{blob}: leads out of the repository's blobs: not followed; remove it and pull again")
         return payload
+
+    def _leads_there(self, file: HubFile, path: str) -> bool:
+        """Whether the file's name in the snapshot leads to its bytes."""
+        return os.path.lexists(self.link(file)) and resolve(self.link(file)) == path
 
     def _make_link(self, file: HubFile, path: str) -> None:
         """The file's name in the snapshot, as a relative link to its blob, in the place of whatever link is there. Raises WriteError."""
