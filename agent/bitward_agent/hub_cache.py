@@ -45,6 +45,13 @@ def blob_of(link: str) -> str | None:
     return None
 
 
+def named_blob(link: str) -> str:
+    """The repository's own name of the blob behind a link that :func:`blob_of` follows: its digest, wherever its bytes lie."""
+    target = os.path.join(os.path.dirname(link), os.readlink(link))
+    in_snapshot = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
+    return in_snapshot if "/snapshots/" in link else link
+
+
 def shared_payload(blob: str, root: str) -> str | None:
     """The file in the cache's shared store to which a repository's blob leads, or None where it leads anywhere else.
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,8 +53,10 @@ class HubFaults:
     redirect: str = ""  # where files lead to instead of the store
     listing: bytes | None = None  # the listing's whole answer
     endless_listing: bool = False
+    looping_listing: bool = False  # the next page is always the same
     commit: str = ""  # what the server says is the commit
     xet: bool = False  # files in LFS are told to be in Xet as well
+    pause_seconds: float = 0.0  # before each body of a file
     moved: bool = False  # commits are refused, as the branch has moved
 
 
@@ -195,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         """A file's bytes, whole or the range that is asked for."""
         faults = self.hub.faults
         data = stored.data
+        time.sleep(faults.pause_seconds)
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first, last = (int(match[1]), min(int(match[2] or len(data)), len(data) - 1)) if match else (0, len(data) - 1)
         part = bytearray(memoryview(data)[first : last + 1])
@@ -329,9 +333,10 @@ class _Front(_Handler):
         if not start:
             entries += [{"type": "directory", "path": one, "oid": "0" * 40, "size": 0} for one in sorted(folders)]
         headers = {}
-        if start + PAGE_FILES < len(names):
+        if start + PAGE_FILES < len(names) or hub.faults.looping_listing:
             there = hub.faults.next_page or f"{hub.url}/api/models/{repo}/tree/{revision}"
-            headers["Link"] = f'<{there}?recursive=True&cursor={start + PAGE_FILES}>; rel="next"'
+            cursor = PAGE_FILES if hub.faults.looping_listing else start + PAGE_FILES
+            headers["Link"] = f'<{there}?recursive=True&cursor={cursor}>; rel="next"'
         self.json(entries, headers)
 
     def entry(self, name: str, one: Stored) -> dict[str, Any]:

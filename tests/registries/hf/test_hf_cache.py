@@ -45,27 +45,39 @@ def kinds(repo: dict[str, Any]) -> list[str]:
     return [one["kind"] for one in repo["problems"]]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"HF_HOME": "/srv/hf"},
-        {"HF_HOME": "~/$WHERE/hf", "WHERE": "some"},
-        {"HF_HUB_CACHE": "$HOME/cache"},
-        {"HF_HUB_CACHE": "~/a", "HUGGINGFACE_HUB_CACHE": "/b"},
-        {"HUGGINGFACE_HUB_CACHE": "/b"},
-        {"XDG_CACHE_HOME": "/x"},
-        {"HF_HOME": ""},
-        {"HF_HUB_CACHE": ""},
-        {"XDG_CACHE_HOME": ""},
-        {},
-    ],
+SETTINGS: tuple[dict[str, str], ...] = (
+    {"HF_HOME": "/srv/hf"},
+    {"HF_HOME": "~/$WHERE/hf", "WHERE": "some"},
+    {"HF_HUB_CACHE": "$HOME/cache"},
+    {"HF_HUB_CACHE": "~/a", "HUGGINGFACE_HUB_CACHE": "/b"},
+    {"HUGGINGFACE_HUB_CACHE": "/b"},
+    {"XDG_CACHE_HOME": "/x"},
+    {"HF_HOME": ""},
+    {"HF_HUB_CACHE": ""},
+    {"XDG_CACHE_HOME": ""},
+    {},
 )
-def test_the_cache_is_where_the_library_has_it(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XDG_CACHE_HOME",):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    assert hub_python("from huggingface_hub import constants; print(constants.HF_HUB_CACHE)") == f"{cache_folder()}\n"
+
+CONSTANTS = """
+import importlib, os
+from huggingface_hub import constants
+for settings in {settings!r}:
+    os.environ.update(settings)
+    print(importlib.reload(constants).HF_HUB_CACHE)
+    for name in settings:
+        del os.environ[name]
+"""
+
+
+def test_the_cache_is_where_the_library_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    theirs = hub_python(CONSTANTS.format(settings=SETTINGS)).split("\n")
+    for settings, place in zip(SETTINGS, theirs, strict=False):
+        with monkeypatch.context() as patched:
+            for name, value in settings.items():
+                patched.setenv(name, value)
+            assert cache_folder() == place, settings
+    assert len(theirs) == len(SETTINGS) + 1
 
 
 def test_protecting_leaves_the_cache_as_the_library_wrote_it(cache: Cache) -> None:
@@ -251,6 +263,10 @@ def test_a_blob_in_the_shared_store_for_files_of_xet(cache: Cache) -> None:
     shutil.rmtree(wards)
     assert cache.hf("pull", REPO).code == 0
     assert (cache.is_whole(), blob.is_symlink(), payload.is_symlink()) == (True, True, False)
+    # Protected in place, as any file, it is held against the repository's name for it.
+    beside = bitward("protect", cache.repo / "snapshots" / cache.commit, "--json").document
+    assert {file["origin"] for file in beside["files"]} == {"trusted"}
+    assert bitward("verify", cache.repo / "snapshots" / cache.commit).code == 0
     # A store that is not marked as the library's is nobody's: a link into it is foreign.
     (cache.root / "blobs" / ".huggingface-shared-blobs").unlink()
     code, repo = verified(cache)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.command_line import bitward
+from cli.command_line import COMMAND, bitward, environment
 from registries.hf.hub_caches import MODEL, REPO, TEXT, THREE, WEIGHTS, Cache, hub_python
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
@@ -157,6 +157,25 @@ def test_a_pull_into_an_empty_place_is_what_the_library_would_have_made(cache: C
     code = f"print(hub.snapshot_download({REPO!r}, local_files_only=True)); print(hub.scan_cache_dir().warnings)"
     told = hub_python(code, **other.environment()).split()
     assert told == [str(other.repo / "snapshots" / other.commit), "[]"]
+
+
+def test_a_pull_that_is_killed_leaves_the_blob_as_it_was(cache: Cache) -> None:
+    """Killed while it fetches: what it had is an unfinished download to all tools, and the next one heals."""
+    cache.overwrite(MODEL, 1000, 10)
+    before = cache.blob(MODEL).read_bytes()
+    cache.server.faults.pause_seconds = 0.3
+    pulling = subprocess.Popen([*COMMAND, "hf", "pull", REPO, "--quiet"], env=environment(**cache.environment()))
+    while not (found := list(cache.root.rglob("*.incomplete"))) or not found[0].stat().st_size:
+        assert pulling.poll() is None
+    pulling.kill()
+    pulling.wait()
+    assert cache.blob(MODEL).read_bytes() == before
+    told = cache.hf("verify", "--json").document["repos"][0]
+    assert [one["kind"] for one in told["problems"]] == ["incomplete-download"]
+    assert hub_python("print(len(hub.scan_cache_dir().incomplete_files))", **cache.environment()) == "1\n"
+    cache.server.faults.pause_seconds = 0.0
+    assert cache.hf("pull", REPO).code == 0
+    assert cache.is_whole()
 
 
 def test_healing_holds_while_another_process_downloads_the_blob(cache: Cache) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bitward_formats.errors import HubListingError
 from bitward_formats.hub_listing import path_refusal, read_revision, read_tree_cache, read_tree_page
@@ -83,6 +87,14 @@ def test_an_endless_listing_ends(empty: Cache) -> None:
     assert done.code == 3
     assert "more than 16 MiB" in done.err
     assert not empty.root.exists() or not list(empty.root.rglob("blobs/*"))
+
+
+def test_a_listing_in_a_circle_ends(empty: Cache) -> None:
+    empty.server.faults.looping_listing = True
+    done = empty.hf("pull", REPO)
+    assert done.code == 3
+    assert "has no end" in done.err
+    assert len(empty.server.requests) < 10
 
 
 @pytest.mark.parametrize(("size", "message"), [(10, "by the hub's listing"), (1 << 45, "are free")])
@@ -186,6 +198,20 @@ def test_links_in_the_cache_that_lead_elsewhere_are_not_written_through(cache: C
     assert {one["kind"] for one in found.document["repos"][0]["problems"]} == {"foreign-link"}
 
 
+def test_a_revision_s_folder_that_is_a_link_is_not_written_into(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    snapshot = cache.repo / "snapshots" / cache.commit
+    snapshot.rename(tmp_path / "kept")
+    snapshot.symlink_to(tmp_path / "elsewhere")
+    assert cache.hf("pull", REPO).code == 3
+    assert not list((tmp_path / "elsewhere").iterdir())
+    snapshot.unlink()
+    snapshot.symlink_to(tmp_path / "kept")
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "kept").rglob("*")}
+    cache.hf("pull", REPO)
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "kept").rglob("*")} == before
+
+
 def test_offline_is_offline(cache: Cache) -> None:
     cache.overwrite(MODEL, 100, 10)
     done = cache.hf("pull", REPO, HF_HUB_OFFLINE="1")
@@ -209,6 +235,24 @@ def test_a_listing_that_is_none_ends_the_pull(empty: Cache) -> None:
     done = empty.hf("pull", REPO)
     assert done.code == 3
     assert "no list" in done.err
+
+
+LEAVES = st.none() | st.booleans() | st.floats() | st.text() | st.integers()
+
+
+@settings(max_examples=50)
+@given(st.recursive(LEAVES, lambda one: st.lists(one) | st.dictionaries(st.text(), one), max_leaves=10))
+def test_any_other_document_is_refused_by_name(document: object) -> None:
+    for reader in (read_tree_page, read_tree_cache, read_revision):
+        with contextlib.suppress(HubListingError):
+            reader(json.dumps(document).encode())
+
+
+@given(st.text())
+def test_a_name_that_is_let_pass_stays_below_its_folder(name: str) -> None:
+    if not path_refusal(name):
+        assert os.path.normpath(os.path.join("/top", name)).startswith("/top/")
+        assert "\0" not in name
 
 
 def test_every_part_of_a_listing_is_checked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registries.hf.hub_caches import MODEL, REPO, SMALL, Cache
+from registries.hf.hub_caches import MODEL, REPO, SMALL, Cache, hub_python
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 pytest.importorskip("huggingface_hub", reason="the extra 'hf' is not installed")
@@ -60,6 +60,16 @@ def test_a_new_copy_comes_with_its_sidecars(pushed: Cache) -> None:
     without = Cache(pushed.home.parent / "without", pushed.server)
     assert without.hf("pull", REPO, "--no-sidecars", HF_TOKEN=TOKEN).code == 0
     assert not list(without.home.rglob("*.ward"))
+
+
+def test_a_sidecar_that_the_library_downloaded_with_the_rest_is_not_fetched_again(pushed: Cache) -> None:
+    other = Cache(pushed.home.parent / "other", pushed.server)
+    hub_python(f"hub.snapshot_download({REPO!r})", **other.environment(HF_TOKEN=TOKEN))
+    assert other.link(WARD).is_symlink()
+    other.overwrite(MODEL, 3_000_000, 200_000)
+    assert other.hf("pull", REPO, "--json", HF_TOKEN=TOKEN).code == 0
+    assert other.is_whole()
+    assert pushed.server.file_bytes_sent() <= 1
 
 
 def test_a_sidecar_of_another_file_leads_nobody_astray(pushed: Cache) -> None:

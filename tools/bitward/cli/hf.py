@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bitward.cli.options import Command, byte_count, with_view
+from bitward.cli.options import Command, byte_count, ended_in_good_order, with_view
 from bitward.cli.view import View
 
 
@@ -88,7 +88,7 @@ def pull_command(
     from bitward.registries.hf_pull import PullRequest, pull
     from bitward.report.hf_text import pull_lines
 
-    with view.progress() as sink:
+    with ended_in_good_order(), view.progress() as sink:
         report = pull(PullRequest(repo, files, revision, cache_dir, sidecar_dir, not no_sidecars, max_fetch, sink))
     return view.finish(report, pull_lines)
 

@@ -11,17 +11,20 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from bitward.registries.hf_blobs import read_blob
+from bitward.registries.hf_server import FilePlace
 from bitward_agent.durable import make_folder, sync_folder
 from bitward_agent.errors import BusyError, SourceError, WriteError
 from bitward_agent.io import DISK, OpenFile, Range, open_folder, reason
-from bitward_agent.sources.http import HttpPlace
 from bitward_agent.sources.limits import Meter
 from bitward_formats.checksums import Part
 
 PIECE_BYTES = 4 << 20
 """Of one request; what is in flight at once is a few of these."""
+BATCH_PIECES = 1024
+"""Ranges that are asked for together: a list of all of a large file's would grow with it."""
 
 
 @contextlib.contextmanager
@@ -69,7 +72,7 @@ def copy_into(draft: OpenFile, path: str, size: int) -> None:
 
 
 def fetch_into(
-    draft: OpenFile, place: HttpPlace, ranges: Iterable[Range], size: int, meter: Meter, told: Callable[[int], object] | None = None
+    draft: OpenFile, place: FilePlace, ranges: Iterable[Range], size: int, meter: Meter, told: Callable[[int], object] | None = None
 ) -> None:
     """Fetch ranges of a file that should have ``size`` bytes; ``told`` is called with the bytes that came.
 
@@ -77,22 +80,24 @@ def fetch_into(
         SourceError: it is not there, has another size, or not all of it comes.
         WriteError: no room.
     """
+    if not size:
+        return
     remote = place.open("", meter)
     if remote is None:
         raise SourceError(f"{place.name}: not there")
     if remote.size not in (None, size):
         raise SourceError(f"{place.name}: has {remote.size:,} bytes, and {size:,} by the hub's listing: nothing was taken")
-    pieces = [(at, min(high, at + PIECE_BYTES)) for low, high in ranges for at in range(low, high, PIECE_BYTES)]
-    left = set(pieces)
-    for piece, data in remote.read(pieces):
-        if piece not in left or len(data) != piece[1] - piece[0]:
-            continue
-        left.discard(piece)
-        draft.write_all(data, piece[0])
-        if told:
-            told(len(data))
-    if left:
-        raise SourceError(f"{place.name}: {len(left)} of {len(pieces)} ranges did not come")
+    pieces = ((at, min(high, at + PIECE_BYTES)) for low, high in ranges for at in range(low, high, PIECE_BYTES))
+    while batch := list(islice(pieces, BATCH_PIECES)):
+        left = set(batch)
+        for piece, data in remote.read(batch):
+            if piece in left and len(data) == piece[1] - piece[0]:
+                left.discard(piece)
+                draft.write_all(data, piece[0])
+                if told:
+                    told(len(data))
+        if left:
+            raise SourceError(f"{place.name}: {len(left)} of {len(batch)} ranges did not come")
 
 
 def put_if_right(draft: OpenFile, target: str, part: Part, size: int) -> bool:

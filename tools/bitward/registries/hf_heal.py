@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, Reading, read_blob, suspects
 from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, put_if_right
 from bitward.registries.hf_facts import Way
+from bitward.registries.hf_server import FilePlace
 from bitward.registries.hf_sidecars import vouches_for
 from bitward_agent.errors import BitwardError, SourceError
 from bitward_agent.findings import FileRepair, Progress, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, Range, merge_ranges
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.copies import CopySource
-from bitward_agent.sources.http import HttpPlace
 from bitward_agent.sources.limits import Meter
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats import frozen
@@ -35,15 +35,17 @@ from bitward_formats.hub_listing import HubFile
 class Job:
     """One file to be made right.
 
-    ``path`` is where its bytes are or should be, ``sidecar`` its own sidecar or where one would be, ``ward`` the repository's. ``place``
-    gives a file of the revision; with ``True`` one that may be read whole where the server has no ranges.
+    ``path`` is where its bytes are or should be, ``sidecar`` its own sidecar or where one would be, ``ward`` the repository's. ``blobs`` is
+    the repository's folder of blobs. ``place`` gives a file of the revision; with ``True`` one that may be read whole where the server has
+    no ranges.
     """
 
     file: HubFile
     path: str
     sidecar: str
     ward: HubFile | None
-    place: Callable[[str, bool], HttpPlace]
+    blobs: str
+    place: Callable[[str, bool], FilePlace]
     meter: Meter = field(default_factory=Meter)
     progress: ProgressSink | None = None
     notes: list[str] = field(default_factory=list)
@@ -166,13 +168,19 @@ def _by_pulled_sidecar(job: Job) -> Outcome | None:
 
 
 def pull_sidecar(job: Job) -> bool:
-    """Fetch a file's sidecar from the repository into the folder of sidecars. Whether it is there and is one of a file of that size."""
+    """Bring a file's sidecar from the repository into the folder of sidecars, out of the cache if it is there.
+
+    Whether it came, has its digest, and is the sidecar of a file of that size.
+    """
     ward = job.ward
     if ward is None or ward.refusal or not job.sidecar:
         return False
     try:
         with draft_of(job.sidecar, ward.size) as draft:
-            fetch_into(draft, job.place(ward.path, False), [(0, ward.size)], ward.size, job.meter, job.counting(ward.size))
+            if _is_cached(job, ward):
+                copy_into(draft, os.path.join(job.blobs, ward.etag), ward.size)
+            else:
+                fetch_into(draft, job.place(ward.path, False), [(0, ward.size)], ward.size, job.meter, job.counting(ward.size))
             opened, sidecar, _ = open_sidecar(draft.path)
             opened.close()
             if sidecar.superblock.file_bytes != job.file.size:
@@ -183,6 +191,14 @@ def pull_sidecar(job: Job) -> bool:
         job.notes.append(f"the repository's sidecar was not used: {error}")
         return False
     return True
+
+
+def _is_cached(job: Job, ward: HubFile) -> bool:
+    """Whether the cache has the repository's sidecar itself, as after a download of the whole repository, and has it right."""
+    try:
+        return read_blob(os.path.join(job.blobs, ward.etag), ward.part).is_right
+    except BitwardError:
+        return False
 
 
 def keep_sidecar_if_it_fits(job: Job) -> bool:

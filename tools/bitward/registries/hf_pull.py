@@ -19,7 +19,7 @@ from bitward.registries.hf_cache import Blob, CachedRepo, RepoName, parse_repo
 from bitward.registries.hf_drafts import hub_lock
 from bitward.registries.hf_facts import PulledFile, PullReport, Way
 from bitward.registries.hf_heal import Job, Outcome, fetch_whole, heal, keep_sidecar_if_it_fits, pull_sidecar
-from bitward.registries.hf_server import HubServer, limits_of
+from bitward.registries.hf_server import FilePlace, HubServer, limits_of
 from bitward.registries.hf_sidecars import mirrored, sidecar_for, sidecars_of
 from bitward.registries.hf_verify import Expected, in_words
 from bitward.targets import VERDICT_OF_CODE
@@ -28,7 +28,6 @@ from bitward_agent.errors import BitwardError, InputError, UnreadableError, Writ
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
 from bitward_agent.hub_cache import shared_payload
 from bitward_agent.io import DISK, open_folder, reason, resolve
-from bitward_agent.sources.http import HttpPlace
 from bitward_agent.sources.hub import cache_folder
 from bitward_agent.sources.limits import Budget, Meter
 from bitward_formats.errors import FormatError
@@ -145,7 +144,8 @@ class _Puller:
         own = sidecar_for(self.sidecars, self.repo, blob) or mirrored(self.sidecars, self.repo, file.etag)
         ward = self.listing.get(file.path + WARD) if self.request.with_sidecars else None
         ward = ward if ward is not None and ward.size < file.size else None  # a small file is fetched for less
-        job = Job(file, path, own, ward, self._place, meter, self.request.progress, notes)
+        blobs = os.path.join(self.repo.path, "blobs")
+        job = Job(file, path, own, ward, blobs, self._place, meter, self.request.progress, notes)
         outcome = self._made_right(job)
         if not self._leads_there(file, path):
             self._make_link(file, path)
@@ -171,7 +171,7 @@ class _Puller:
         job.notes.append(in_words(reading, Expected(job.file.part, job.file.size, "the hub's listing"), lost))
         return heal(job, Reading(False, reading.size, reading.unreadable))
 
-    def _place(self, path: str, whole: bool) -> HttpPlace:
+    def _place(self, path: str, whole: bool) -> FilePlace:
         return self.server.place(self.repo.name, self.commit, path, whole=whole)
 
     def _bytes_of(self, file: HubFile) -> str:

@@ -7,6 +7,7 @@ to that server only: not where a redirect leads, not to a next page elsewhere.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from bitward.registries.hf_cache import RepoName
 from bitward_agent.errors import InputError, SourceError
 from bitward_agent.sources.addresses import WebAddress
-from bitward_agent.sources.http import HttpPlace
+from bitward_agent.sources.http import HttpFile, HttpPlace
 from bitward_agent.sources.hub import hub_address, hub_token, is_offline
 from bitward_agent.sources.limits import Budget, Limits, Meter, Patience, TransientError
 from bitward_agent.sources.web_client import WebClient
@@ -23,6 +24,8 @@ from bitward_formats.errors import HubListingError
 from bitward_formats.hub_listing import FILES_LIMIT, LISTING_LIMIT_BYTES, HubFile, is_commit, read_revision, read_tree_page
 
 PAGES_LIMIT = 1000
+LISTING_TOTAL_BYTES = 128 << 20
+"""Of all pages of one listing."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WORDS = {
     401: "it wants a token, or another one (HF_TOKEN), or there is no such repository",
@@ -30,6 +33,26 @@ _WORDS = {
     404: "it has no such repository or revision",
 }
 _REVISION = re.compile(r"[\w./+-]{1,255}", re.ASCII)
+
+
+class FilePlace:
+    """One file of a revision as a place of its own; connections are shared with the revision's other files."""
+
+    is_local = False
+
+    def __init__(self, revision: HttpPlace, path: str, name: str) -> None:
+        self.name, self._revision, self._path = name, revision, path
+
+    def open(self, relative: str, meter: Meter) -> HttpFile | None:
+        """See ``Place.open``."""
+        return None if relative else self._revision.open(self._path, meter)
+
+    def names(self, folder: str, meter: Meter) -> list[str]:  # noqa: ARG002 - the protocol's signature
+        """None: it is a file."""
+        return []
+
+    def close(self) -> None:
+        """The connections stay open for other files."""
 
 
 class HubServer:
@@ -48,13 +71,13 @@ class HubServer:
         self._token = hub_token()
         self._base = hub_address("")
         self._client = WebClient(self._base, limits, self._token)
-        self._places: list[HttpPlace] = []
+        self._places: dict[tuple[RepoName, str, bool], HttpPlace] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for place in self._places:
+        for place in self._places.values():
             place.close()
         self._client.close()
 
@@ -84,8 +107,11 @@ class HubServer:
         """
         path = f"/api/{repo.kind}/{repo.name}/tree/{commit}?recursive=True&expand=False"
         found: dict[str, HubFile] = {}
+        total = 0
         for _ in range(PAGES_LIMIT):
             data, following = self._document(path, repo, LISTING_LIMIT_BYTES)
+            total += len(data)
+            known = len(found)
             try:
                 page = read_tree_page(data)
             except HubListingError as error:
@@ -97,18 +123,20 @@ class HubServer:
                 raise SourceError(f"{self._base.name}: {repo.shown}@{commit}: more than {FILES_LIMIT:,} files")
             if not following:
                 return found
+            if len(found) == known or total > LISTING_TOTAL_BYTES:
+                break  # a page that tells nothing new, and has another behind it
             path = following
         raise SourceError(f"{self._base.name}: {repo.shown}@{commit}: the listing has no end")
 
-    def place(self, repo: RepoName, commit: str, path: str, *, whole: bool = False) -> HttpPlace:
+    def place(self, repo: RepoName, commit: str, path: str, *, whole: bool = False) -> FilePlace:
         """A file of a commit, as a place; ``whole`` it may be read from its start where the server has no ranges."""
-        prefix = "" if repo.kind == "models" else f"/{repo.kind}"
-        name = f"hf://{repo.shown}@{commit[:12]}/{path}"
-        address = hub_address(f"{prefix}/{repo.name}/resolve/{commit}/{quote(path)}")
-        limits = replace(self.limits, allow_full_download=True) if whole else self.limits
-        place = HttpPlace(address, limits, self.budget, name=name, token=self._token)
-        self._places.append(place)
-        return place
+        key = (repo, commit, whole)
+        if key not in self._places:
+            prefix = "" if repo.kind == "models" else f"/{repo.kind}"
+            address = hub_address(f"{prefix}/{repo.name}/resolve/{commit}")
+            limits = replace(self.limits, allow_full_download=True) if whole else self.limits
+            self._places[key] = HttpPlace(address, limits, self.budget, token=self._token)
+        return FilePlace(self._places[key], path, f"hf://{repo.shown}@{commit[:12]}/{path}")
 
     def _document(self, path: str, repo: RepoName, limit_bytes: int) -> tuple[bytes, str]:
         """A small document, and where its next page is; ``path`` is below the server, with its query."""
@@ -122,6 +150,7 @@ class HubServer:
 
     def _once(self, path: str, repo: RepoName, limit_bytes: int) -> tuple[bytes, str]:
         text = bytearray()
+        started = time.monotonic()
         with self._client.get(_joined(self._base, path), {"Accept": "application/json"}) as response:
             code = response.status_code
             if code in _BUSY:
@@ -135,6 +164,8 @@ class HubServer:
                 self.meter.reserve(len(chunk))
                 self.meter.count_bytes(len(chunk))
                 text += chunk
+                if time.monotonic() - started > self.limits.silence_seconds + len(text) / self.limits.slowest_bytes_per_second:
+                    raise TransientError(f"{self._base.name}: fewer than {self.limits.slowest_bytes_per_second} bytes per second come")
                 if len(text) > limit_bytes:
                     raise SourceError(f"{self._base.name}: {repo.shown}: the answer has more than {limit_bytes >> 20} MiB")
             following = response.links.get("next", {}).get("url", "")

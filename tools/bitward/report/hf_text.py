@@ -24,6 +24,8 @@ from bitward.report.table import table
 from bitward_agent.findings import ExitCode, SidecarState, Verdict
 
 _NAMES_SHOWN = 3
+_ROWS_SHOWN = 20
+"""Most intact blobs of a repository that are listed; what is not intact always is."""
 _WORDS = {Verdict.INTACT: "intact", Verdict.DAMAGED: "damaged", Verdict.UNVERIFIABLE: "cannot tell", Verdict.CHANGED: "changed"}
 _WAYS = {
     Way.PRESENT: "was there",
@@ -53,9 +55,12 @@ def _repo_lines(repo: RepoVerification, budget: LineBudget, style: Style) -> Ite
     if repo.exit_code == ExitCode.CANNOT_TELL:
         state = style.warn("cannot tell")
     yield f"{style.strong(printable(repo.repo))}: {state}, {count(len(repo.revisions), 'revision')}"
+    intact = [one for one in repo.blobs if one.verdict is Verdict.INTACT]
     if repo.blobs:
-        rows = [_row(one) for one in repo.blobs]
+        rows = [_row(one) for one in repo.blobs if one.verdict is not Verdict.INTACT] + [_row(one) for one in intact[:_ROWS_SHOWN]]
         yield from table(("verdict", "size", "blob", "files", "sidecar"), rows, right=frozenset({1}), style=style)
+    if len(intact) > _ROWS_SHOWN:
+        yield style.dim(f"  … and {len(intact) - _ROWS_SHOWN:,} more that are intact (use --json)")
     for blob in repo.blobs:
         yield from (f"  {line}" for line in _blob_lines(blob, budget, style))
     for problem in repo.problems:
@@ -94,13 +99,19 @@ def pull_lines(report: PullReport, style: Style) -> Iterator[str]:
     """What was wrong, how each file came, what it cost; then the sum."""
     yield f"{style.strong(printable(report.repo))} at {printable(report.revision)} ({report.commit[:12]})"
     rows = [
-        [_WORDS[one.verdict], _WAYS[one.way], size(one.bytes), size(one.fetched_bytes), printable(one.path, 60)] for one in report.files
+        [_WORDS[one.verdict], _WAYS[one.way], size(one.bytes), size(one.fetched_bytes), printable(one.path, 60)]
+        for one in report.files
+        if one.way is not Way.PRESENT or one.verdict is not Verdict.INTACT
     ]
+    if len(rows) < len(report.files):
+        yield f"  {count(len(report.files) - len(rows), 'file')} there and intact"
     if rows:
         yield from table(("verdict", "how", "size", "fetched", "file"), rows, right=frozenset({2, 3}), style=style)
     for file in report.files:
         if file.message:
             yield f"  {_painted(file, style)}: {printable_text(file.message)}"
+        if file.repaired:
+            yield f"    {count(file.repaired, 'block')} put back, each vouched for by its sidecar"
     share_text = share(report.fetched_bytes, report.bytes) if report.bytes else "–"
     yield f"{count(len(report.files), 'file')}, {pace(report.bytes, report.seconds)}: {size(report.fetched_bytes)} fetched ({share_text})"
     if report.snapshot:
