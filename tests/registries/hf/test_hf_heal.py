@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cli.command_line import COMMAND, bitward, environment
-from registries.hf.hub_caches import MODEL, REPO, TEXT, THREE, WEIGHTS, Cache, hub_python
+from registries.hf.hub_caches import MODEL, REPO, SMALL, TEXT, THREE, WEIGHTS, Cache, hub_python
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 pytest.importorskip("huggingface_hub", reason="the extra 'hf' is not installed")
@@ -131,6 +131,31 @@ def test_a_blob_that_is_gone_and_a_small_one_that_is_damaged(cache: Cache) -> No
     assert cache.hf("pull", REPO).code == 0
     assert cache.is_whole()
     assert cache.hf("verify").code == 0
+
+
+def test_the_reports_for_people(cache: Cache) -> None:
+    cache.hf("protect", "--quiet")
+    cache.overwrite(MODEL, 3_000_000, 200_000)
+    cache.zero(SMALL, 50_000, 9000)
+    cache.blob("config.json").unlink()
+    told = cache.hf("verify").out.splitlines()
+    assert told[0] == f"{REPO}: not intact, 1 revision"
+    assert sum(line.startswith("  damaged") for line in told) == 2
+    assert any(line.startswith(f"  {MODEL}: does not have the SHA-256 of its name") and "overwritten" in line for line in told)
+    assert any(line.startswith(f"  {SMALL}: does not") and "zeroed pages" in line for line in told)
+    assert "    by its sidecar 4 blocks of it differ; parity restores all of it" in told
+    assert any(line.startswith("  broken-link ") for line in told)
+    assert f"  `bitward hf pull {REPO}` heals it, fetching no more than it must" in told
+    done = cache.hf("pull", REPO).out.splitlines()
+    assert done[:2] == [f"{REPO} at main ({cache.commit[:12]})", "  3 files there and intact"]
+    assert [line.split()[:3] for line in done[3:6]] == [
+        ["intact", "whole", "1.34"],
+        ["intact", "by", "parity"],
+        ["intact", "by", "parity"],
+    ]
+    assert "    4 blocks put back, each vouched for by its sidecar" in done
+    assert f"in {cache.repo / 'snapshots' / cache.commit}" in done
+    assert cache.hf("verify", "--quiet").out == ""
 
 
 def test_a_budget_holds_and_leaves_nothing_worse(cache: Cache) -> None:

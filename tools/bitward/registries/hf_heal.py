@@ -11,10 +11,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, Reading, read_blob, suspects
+from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, read_blob
 from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, put_if_right
 from bitward.registries.hf_facts import Way
 from bitward.registries.hf_server import FilePlace
@@ -73,8 +73,8 @@ class Outcome:
     repaired: int = 0
 
 
-def heal(job: Job, reading: Reading) -> Outcome:
-    """Make a damaged blob right. What was tried in vain is in the job's notes.
+def heal(job: Job, suspected: Sequence[Range]) -> Outcome:
+    """Make a damaged blob right. ``suspected`` are its ranges that look lost; what was tried in vain is in the job's notes.
 
     Raises:
         SourceError, WriteError, UnreadableError, BusyError: it cannot be done now. The blob is not worse than before.
@@ -82,7 +82,7 @@ def heal(job: Job, reading: Reading) -> Outcome:
     outcome = _by_own_sidecar(job)
     if outcome is not None:
         return outcome
-    lost = _wanted_ranges(job, reading)
+    lost = _wanted_ranges(job, suspected)
     steps: list[Callable[[], Outcome | None]] = [lambda: _by_ranges(job, lost), lambda: _by_pulled_sidecar(job)]
     if job.ward is not None and sum(high - low for low, high in lost) > job.ward.size:
         steps.reverse()
@@ -214,12 +214,12 @@ def keep_sidecar_if_it_fits(job: Job) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- by ranges
 
 
-def _wanted_ranges(job: Job, reading: Reading) -> list[Range]:
+def _wanted_ranges(job: Job, suspected: Sequence[Range]) -> list[Range]:
     """What looks lost, with a page around it, as what was lost need not begin where a page does."""
-    lost = suspects(job.path, job.file.size, reading.unreadable)
-    if len(lost) >= SUSPECTS_LIMIT:
+    if len(suspected) >= SUSPECTS_LIMIT:
         return []
-    return merge_ranges([(max(0, low - PAGE_BYTES), min(job.file.size, high + PAGE_BYTES)) for low, high in lost if low < job.file.size])
+    size = job.file.size
+    return merge_ranges([(max(0, low - PAGE_BYTES), min(size, high + PAGE_BYTES)) for low, high in suspected if low < size])
 
 
 def _by_ranges(job: Job, lost: list[Range]) -> Outcome | None:

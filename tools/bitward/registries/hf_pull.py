@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from bitward.registries.hf_blobs import Reading, read_blob, suspects
+from bitward.registries.hf_blobs import read_blob, suspects
 from bitward.registries.hf_cache import Blob, CachedRepo, RepoName, parse_repo
 from bitward.registries.hf_drafts import hub_lock
 from bitward.registries.hf_facts import PulledFile, PullReport, Way
 from bitward.registries.hf_heal import Job, Outcome, fetch_whole, heal, keep_sidecar_if_it_fits, pull_sidecar
 from bitward.registries.hf_server import FilePlace, HubServer, limits_of
 from bitward.registries.hf_sidecars import mirrored, sidecar_for, sidecars_of
-from bitward.registries.hf_verify import Expected, in_words
+from bitward.registries.hf_verify import in_words
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import atomic_file, make_folder, sync_folder
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, WriteError
@@ -168,8 +168,8 @@ class _Puller:
         if reading.is_right:
             return Outcome(Way.PRESENT if self._leads_there(job.file, job.path) else Way.LINKED)
         lost = suspects(job.path, job.file.size, reading.unreadable)
-        job.notes.append(in_words(reading, Expected(job.file.part, job.file.size, "the hub's listing"), lost))
-        return heal(job, Reading(False, reading.size, reading.unreadable))
+        job.notes.append(f"was damaged: {in_words(reading, job.file.size, lost)}")
+        return heal(job, lost)
 
     def _place(self, path: str, whole: bool) -> FilePlace:
         return self.server.place(self.repo.name, self.commit, path, whole=whole)

@@ -188,18 +188,18 @@ def _verify_blob(repo: CachedRepo, todo: _Todo, sidecars: str, request: VerifyRe
         verdict=Verdict.DAMAGED,
         bytes=reading.size,
         suspects=lost[:SUSPECTS_SHOWN],
-        message=in_words(reading, expected, lost),
+        message=f"does not have the {expected.part.algorithm.value} of {expected.evidence}: {in_words(reading, expected.size, lost)}",
         check=check,
     )
 
 
-def in_words(reading: Reading, expected: Expected, lost: Sequence[tuple[int, int]]) -> str:
+def in_words(reading: Reading, expected_bytes: int | None, lost: Sequence[tuple[int, int]]) -> str:
     """What is wrong with a damaged blob, as far as its bytes tell."""
     told = []
-    if expected.size is not None and reading.size < expected.size:
-        told.append(f"truncated: {expected.size - reading.size:,} of {expected.size:,} bytes are missing at its end")
-    elif expected.size is not None and reading.size > expected.size:
-        told.append(f"{reading.size - expected.size:,} bytes too long")
+    if expected_bytes is not None and reading.size < expected_bytes:
+        told.append(f"truncated: {expected_bytes - reading.size:,} of {expected_bytes:,} bytes are missing at its end")
+    elif expected_bytes is not None and reading.size > expected_bytes:
+        told.append(f"{reading.size - expected_bytes:,} bytes too long")
     if reading.unreadable:
         told.append(f"{sum(high - low for low, high in reading.unreadable):,} bytes cannot be read")
     zeros = [(low, high) for low, high in lost if high <= reading.size and (low, high) not in reading.unreadable]
@@ -207,9 +207,8 @@ def in_words(reading: Reading, expected: Expected, lost: Sequence[tuple[int, int
         low, high = max(zeros, key=lambda one: one[1] - one[0])
         told.append(f"{sum(b - a for a, b in zeros):,} bytes of zeroed pages, most at bytes {low:,} to {high - 1:,}")
     if not told:
-        told.append("its bytes were overwritten: nothing in them shows where")
-    algorithm = "" if expected.part is None else expected.part.algorithm.value
-    return f"does not have the {algorithm} of {expected.evidence}: {'; '.join(told)}"
+        told.append("overwritten: nothing in its bytes shows where")
+    return "; ".join(told)
 
 
 def _sidecar_report(path: str) -> SidecarReport:

@@ -89,9 +89,9 @@ def _blob_lines(blob: BlobVerification, budget: LineBudget, style: Style) -> Ite
         return
     paint = style.bad if blob.verdict is Verdict.DAMAGED else style.warn
     yield f"{paint(_names(blob))}: {printable_text(blob.message)}"
-    if blob.check is not None and blob.check.damage:
+    if blob.check is not None and blob.check.damaged_blocks:
         known = "parity restores all of it" if blob.exit_code == ExitCode.REPAIRABLE else "parity does not restore all of it"
-        yield f"  by its sidecar {count(blob.check.damaged_blocks, 'block')} differ; {known}"
+        yield f"  by its sidecar {count(blob.check.damaged_blocks, 'block')} of it differ; {known}"
         yield from (f"  {line}" for line in damage_lines(blob.check.damage, budget, style, unlisted=0))
 
 
