@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bitward.cli import main
 from cli.command_line import Ended, bitward, environment
 from registries.hf.hub_server import Hub
 
@@ -74,10 +77,25 @@ class Cache:
     def environment(self, **more: str) -> dict[str, str]:
         return hub_environment(self.home, self.server, **more)
 
-    def hf(self, *arguments: str | os.PathLike[str], **more: str) -> Ended:
-        """Run ``bitward hf``; what the servers sent is counted anew."""
+    def process(self, *arguments: str | os.PathLike[str], **more: str) -> Ended:
+        """Run ``bitward hf`` in a process of its own; what the servers sent is counted anew."""
         self.server.forget()
         return bitward("hf", *arguments, **self.environment(**more))
+
+    def hf(self, *arguments: str | os.PathLike[str], **more: str) -> Ended:
+        """Likewise in this process, which is several times as fast; but the hub's library reads the environment only once."""
+        if arguments[0] == "push":
+            return self.process(*arguments, **more)
+        self.server.forget()
+        out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
+        os.environ.update(self.environment(**more))
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main(["hf", *map(os.fspath, arguments)])
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        return Ended(code, out.getvalue(), err.getvalue())
 
     def tree(self) -> dict[str, tuple[Any, ...]]:
         """All that is in the cache: kind, mode, size, time, link target, by path."""

@@ -35,9 +35,9 @@ def pulled(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_three_damaged_blobs_are_named_and_healed_for_less_than_a_hundredth(large_cache: Cache) -> None:
-    assert large_cache.hf("protect").code == 0
+    assert large_cache.process("protect").code == 0
     damage(large_cache)
-    told = large_cache.hf("verify", THREE, "--json")
+    told = large_cache.process("verify", THREE, "--json")
     assert told.code == 4
     found = blobs(told.document)
     assert {name for name, one in found.items() if one["verdict"] == "damaged"} == set(WEIGHTS)
@@ -49,7 +49,7 @@ def test_three_damaged_blobs_are_named_and_healed_for_less_than_a_hundredth(larg
     }
     assert large_cache.server.sent == 0  # the cache alone was asked
 
-    done = large_cache.hf("pull", THREE, "--json")
+    done = large_cache.process("pull", THREE, "--json")
     assert done.code == 0, done
     assert large_cache.is_whole()
     for name in WEIGHTS:
@@ -63,12 +63,12 @@ def test_three_damaged_blobs_are_named_and_healed_for_less_than_a_hundredth(larg
         ZEROED: "parity",
     }
     assert done.document["fetched_bytes"] == large_cache.server.sent
-    assert large_cache.hf("verify").code == 0
+    assert large_cache.process("verify").code == 0
 
 
 def test_without_sidecars_what_looks_lost_is_fetched_and_only_the_overwritten_one_whole(large_cache: Cache) -> None:
     damage(large_cache)
-    done = large_cache.hf("pull", THREE, "--json")
+    done = large_cache.process("pull", THREE, "--json")
     assert done.code == 0, done
     assert large_cache.is_whole()
     files = pulled(done.document)
