@@ -110,6 +110,7 @@ def test_a_mix_of_zeroed_and_overwritten_is_healed_all_the_same(cache: Cache) ->
     assert (done.code, file["way"]) == (0, "whole")
     assert "others are wrong as well" in file["message"]
     assert cache.is_whole()
+    assert cache.sent_for(MODEL) <= len(cache.whole(MODEL)) + 3  # what was fetched first is not fetched again
 
 
 def test_a_blob_that_is_too_long_is_cut_without_fetching(cache: Cache) -> None:
@@ -131,6 +132,27 @@ def test_a_blob_that_is_gone_and_a_small_one_that_is_damaged(cache: Cache) -> No
     assert cache.hf("pull", REPO).code == 0
     assert cache.is_whole()
     assert cache.hf("verify").code == 0
+
+
+def test_a_download_that_broke_off_is_taken_up(cache: Cache) -> None:
+    """Where it broke off: nothing under the blob's name, and what came is an unfinished download to all tools. Damage in that is found."""
+    whole = len(cache.whole(MODEL))
+    cache.blob(MODEL).unlink()
+    broken = cache.hf("pull", REPO, "--max-fetch", "9M", "--json")
+    assert broken.code == 3
+    assert not cache.link(MODEL).exists()
+    (leftover,) = cache.root.rglob("*.incomplete")
+    kept = leftover.stat().st_size
+    assert 4_000_000 < kept < whole
+    with leftover.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(bytes(20_000))
+    done = cache.hf("pull", REPO, "--json")
+    assert done.code == 0
+    assert "taken up" in pulled(done.document)[MODEL]["message"]
+    assert whole - kept < cache.sent_for(MODEL) < whole - kept + 60_000
+    assert cache.is_whole()
+    assert not list(cache.root.rglob("*.incomplete"))
 
 
 def test_the_reports_for_people(cache: Cache) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from bitward.registries.hf_blobs import read_blob
@@ -23,6 +23,8 @@ from bitward_formats.checksums import Part
 
 PIECE_BYTES = 4 << 20
 """Of one request; what is in flight at once is a few of these."""
+LEFTOVER_BYTES = 1 << 20
+"""Shortest unfinished download that is kept."""
 BATCH_PIECES = 1024
 """Ranges that are asked for together: a list of all of a large file's would grow with it."""
 
@@ -60,6 +62,24 @@ def draft_of(target: str, size: int) -> Iterator[OpenFile]:
         DISK.close(folder_fd)
 
 
+def keep_leftover(draft: OpenFile, target: str) -> None:
+    """Keep a draft as an unfinished download under another name, if it has come far enough to be worth it."""
+    if draft.state().size >= LEFTOVER_BYTES:
+        with contextlib.suppress(OSError):
+            os.rename(draft.path, f"{target}.{secrets.token_hex(4)}.incomplete")
+
+
+def leftover_of(target: str) -> str | None:
+    """The longest unfinished download of a file, whoever made it; ``None`` if there is none. Its bytes are worth what their digest says."""
+    folder, name = os.path.split(target)
+    longest = (0, "")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{name}.") and entry.name.endswith(".incomplete") and entry.is_file(follow_symlinks=False):
+                longest = max(longest, (entry.stat(follow_symlinks=False).st_size, entry.path))
+    return longest[1] or None
+
+
 def copy_into(draft: OpenFile, path: str, size: int) -> None:
     """The first ``size`` bytes of a file, as far as it has them; what cannot be read is zero. Raises UnreadableError, WriteError."""
     buffer = memoryview(bytearray(PIECE_BYTES))
@@ -72,7 +92,7 @@ def copy_into(draft: OpenFile, path: str, size: int) -> None:
 
 
 def fetch_into(
-    draft: OpenFile, place: FilePlace, ranges: Iterable[Range], size: int, meter: Meter, told: Callable[[int], object] | None = None
+    draft: OpenFile, place: FilePlace, ranges: Sequence[Range], size: int, meter: Meter, told: Callable[[int], object] | None = None
 ) -> None:
     """Fetch ranges of a file that should have ``size`` bytes; ``told`` is called with the bytes that came.
 
@@ -80,7 +100,7 @@ def fetch_into(
         SourceError: it is not there, has another size, or not all of it comes.
         WriteError: no room.
     """
-    if not size:
+    if not size or not ranges:
         return
     remote = place.open("", meter)
     if remote is None:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, read_blob
-from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, put_if_right
+from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, read_blob, suspects
+from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, keep_leftover, leftover_of, put_if_right
 from bitward.registries.hf_facts import Way
 from bitward.registries.hf_server import FilePlace
 from bitward.registries.hf_sidecars import vouches_for
@@ -83,29 +83,56 @@ def heal(job: Job, suspected: Sequence[Range]) -> Outcome:
     if outcome is not None:
         return outcome
     lost = _wanted_ranges(job, suspected)
-    steps: list[Callable[[], Outcome | None]] = [lambda: _by_ranges(job, lost), lambda: _by_pulled_sidecar(job)]
-    if job.ward is not None and sum(high - low for low, high in lost) > job.ward.size:
-        steps.reverse()
+    by_ward, by_ranges = (lambda: _by_pulled_sidecar(job)), (lambda: fetch_lost(job, job.path, lost, more=True))
+    steps: list[Callable[[], Outcome | None]] = [by_ward, by_ranges]
+    if job.ward is not None and _total(lost) <= job.ward.size:
+        steps = [lambda: fetch_lost(job, job.path, lost, more=False), *steps]
     for step in steps:
         outcome = step()
         if outcome is not None:
             return outcome
-    return fetch_whole(job)
+    job.notes.append("nothing at hand tells which bytes are wrong: all of it was fetched")
+    return fetch_all(job)
 
 
-def fetch_whole(job: Job) -> Outcome:
-    """Fetch all of a file that is not there or beyond anything else.
+def fetch_missing(job: Job) -> Outcome:
+    """Fetch a file that is not there, from where an unfinished download of it ended, if there is one.
 
     Raises:
-        SourceError: what comes does not have the digest, or it does not come.
+        SourceError: it does not come, or does not have the digest. What came is kept as an unfinished download.
     """
-    if os.path.lexists(job.path):
-        job.notes.append("nothing at hand tells which bytes are wrong: all of it was fetched")
+    unfinished = leftover_of(job.path)
+    outcome: Outcome | None = None
+    if unfinished is not None:
+        lost = _wanted_ranges(job, suspects(unfinished, job.file.size))
+        job.notes.append(f"taken up from an unfinished download; {_total(lost):,} of {job.file.size:,} bytes were missing")
+        outcome = fetch_lost(job, unfinished, lost, more=True)
+        if outcome is not None:
+            os.unlink(unfinished)
+    return outcome or fetch_all(job)
+
+
+def fetch_all(job: Job) -> Outcome:
+    """Fetch all of a file. Raises SourceError as :func:`fetch_missing` does."""
     with draft_of(job.path, job.file.size) as draft:
-        fetch_into(draft, job.place(job.file.path, True), [(0, job.file.size)], job.file.size, job.meter, job.counting(job.file.size))
+        _fetch(job, draft, [(0, job.file.size)], whole=True)
         if not put_if_right(draft, job.path, job.file.part, job.file.size):
-            raise SourceError(f"what the server sends does not have the {job.file.part.algorithm.value} of its own listing: not used")
+            raise _not_right(job)
     return Outcome(Way.WHOLE)
+
+
+def _fetch(job: Job, draft: OpenFile, ranges: Sequence[Range], *, whole: bool = False) -> None:
+    """Fetch ranges into a draft. If that breaks off and nothing of the file was there before, what came is kept."""
+    try:
+        fetch_into(draft, job.place(job.file.path, whole), ranges, job.file.size, job.meter, job.counting(_total(ranges)))
+    except (SourceError, KeyboardInterrupt):
+        if not os.path.lexists(job.path):
+            keep_leftover(draft, job.path)
+        raise
+
+
+def _not_right(job: Job) -> SourceError:
+    return SourceError(f"what the server sends does not have the {job.file.part.algorithm.value} of its own listing: not used")
 
 
 # ---------------------------------------------------------------------------------------------------------------- by a sidecar
@@ -222,18 +249,38 @@ def _wanted_ranges(job: Job, suspected: Sequence[Range]) -> list[Range]:
     return merge_ranges([(max(0, low - PAGE_BYTES), min(size, high + PAGE_BYTES)) for low, high in suspected if low < size])
 
 
-def _by_ranges(job: Job, lost: list[Range]) -> Outcome | None:
-    total = sum(high - low for low, high in lost)
-    if total >= job.file.size or (not lost and _size_of(job.path) <= job.file.size):
+def fetch_lost(job: Job, path: str, lost: list[Range], *, more: bool) -> Outcome | None:
+    """Fetch what looks lost of the bytes at ``path``. If others are wrong too, with ``more`` all the rest as well; else ``None``.
+
+    Raises:
+        SourceError: it does not come, or all of it came and is wrong.
+    """
+    size, total = job.file.size, _total(lost)
+    if total >= size or (not lost and _size_of(path) <= size):
         return None
-    with draft_of(job.path, job.file.size) as draft:
-        copy_into(draft, job.path, job.file.size)
-        if lost:
-            fetch_into(draft, job.place(job.file.path, False), lost, job.file.size, job.meter, job.counting(total))
-        if put_if_right(draft, job.path, job.file.part, job.file.size):
+    with draft_of(job.path, size) as draft:
+        copy_into(draft, path, size)
+        _fetch(job, draft, lost)
+        if put_if_right(draft, job.path, job.file.part, size):
             return Outcome(Way.RANGES)
-    job.notes.append(f"{total:,} bytes that look lost were fetched, and others are wrong as well")
-    return None
+        job.notes.append(f"{total:,} bytes that look lost were fetched, and others are wrong as well")
+        if not more:
+            return None
+        _fetch(job, draft, _others(lost, size))
+        job.notes.append("nothing at hand tells which: all of it was fetched")
+        if put_if_right(draft, job.path, job.file.part, size):
+            return Outcome(Way.WHOLE)
+    raise _not_right(job)
+
+
+def _total(ranges: Sequence[Range]) -> int:
+    return sum(high - low for low, high in ranges)
+
+
+def _others(ranges: Sequence[Range], size: int) -> list[Range]:
+    """What of a file lies between some sorted ranges."""
+    edges = [0, *(edge for one in ranges for edge in one), size]
+    return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low < high]
 
 
 def _size_of(path: str) -> int:

@@ -18,7 +18,7 @@ from bitward.registries.hf_blobs import read_blob, suspects
 from bitward.registries.hf_cache import Blob, CachedRepo, RepoName, parse_repo
 from bitward.registries.hf_drafts import hub_lock
 from bitward.registries.hf_facts import PulledFile, PullReport, Way
-from bitward.registries.hf_heal import Job, Outcome, fetch_whole, heal, keep_sidecar_if_it_fits, pull_sidecar
+from bitward.registries.hf_heal import Job, Outcome, fetch_missing, heal, keep_sidecar_if_it_fits, pull_sidecar
 from bitward.registries.hf_server import FilePlace, HubServer, limits_of
 from bitward.registries.hf_sidecars import mirrored, sidecar_for, sidecars_of
 from bitward.registries.hf_verify import in_words
@@ -163,7 +163,7 @@ class _Puller:
 
     def _made_right(self, job: Job) -> Outcome:
         if not os.path.lexists(job.path):
-            return fetch_whole(job)
+            return fetch_missing(job)
         reading = read_blob(job.path, job.file.part)
         if reading.is_right:
             return Outcome(Way.PRESENT if self._leads_there(job.file, job.path) else Way.LINKED)
