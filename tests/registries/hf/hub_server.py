@@ -47,6 +47,7 @@ class HubFaults:
     token: str = ""  # a bearer's, without which the front answers 401
     wrong_bytes: set[str] = field(default_factory=set)  # files whose bytes come with one bit flipped in each
     endless: bool = False  # file bodies never end
+    no_ranges: bool = False  # files come whole or not at all
     listed_size: dict[str, int] = field(default_factory=dict)  # other sizes in listings
     listed_path: dict[str, str] = field(default_factory=dict)  # other names in listings
     next_page: str = ""  # where the listing says its next page is
@@ -199,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.hub.faults
         data = stored.data
         time.sleep(faults.pause_seconds)
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        match = None if faults.no_ranges else re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first, last = (int(match[1]), min(int(match[2] or len(data)), len(data) - 1)) if match else (0, len(data) - 1)
         part = bytearray(memoryview(data)[first : last + 1])
         if name in faults.wrong_bytes and part:
@@ -275,10 +276,10 @@ class _Front(_Handler):
     def do_GET(self) -> None:
         path = self.begin()
         routes: tuple[tuple[str, Callable[..., None]], ...] = (
-            (r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>.+)", self.revision),
-            (r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)", self.tree),
-            (r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self.resolve),
-            (r"/api/models/(?P<repo>[^/]+/[^/]+)", self.revision),
+            (r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>.+)", self.revision),
+            (r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)", self.tree),
+            (r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self.resolve),
+            (r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)", self.revision),
         )
         for pattern, method in routes:
             if match := re.fullmatch(pattern, path):
@@ -293,8 +294,8 @@ class _Front(_Handler):
     def do_POST(self) -> None:
         path = self.begin()
         routes: tuple[tuple[str, Callable[..., None]], ...] = (
-            (r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", self.preupload),
-            (r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", self.take_commit),
+            (r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", self.preupload),
+            (r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", self.take_commit),
             (r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", self.batch),
         )
         for pattern, method in routes:

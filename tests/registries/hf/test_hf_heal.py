@@ -180,6 +180,20 @@ def test_the_reports_for_people(cache: Cache) -> None:
     assert cache.hf("verify", "--quiet").out == ""
 
 
+def test_a_server_without_ranges_gives_whole_files(cache: Cache) -> None:
+    """With sidecars parity does without it; where it cannot, and where there are none, the file is streamed once."""
+    cache.server.faults.no_ranges = True
+    cache.zero(SMALL, 20_000, 9000)
+    cache.blob(TEXT).unlink()
+    done = cache.hf("pull", REPO, "--json")
+    assert done.code == 0, done
+    assert (pulled(done.document)[SMALL]["way"], pulled(done.document)[TEXT]["way"]) == ("whole", "whole")
+    cache.hf("protect", "--quiet")
+    cache.overwrite(MODEL, 1_000_000, 3_000_000)
+    assert cache.hf("pull", REPO).code == 0
+    assert cache.is_whole()
+
+
 def test_a_budget_holds_and_leaves_nothing_worse(cache: Cache) -> None:
     cache.overwrite(MODEL, 1000, 10)
     before = cache.blob(MODEL).read_bytes()
@@ -223,6 +237,21 @@ def test_a_pull_that_is_killed_leaves_the_blob_as_it_was(cache: Cache) -> None:
     cache.server.faults.pause_seconds = 0.0
     assert cache.hf("pull", REPO).code == 0
     assert cache.is_whole()
+
+
+def test_a_data_set(cache: Cache) -> None:
+    """Another kind of repository: other addresses, another folder; its small files have git's names and its large ones SHA-256."""
+    rows = bytes(range(256)) * 1000
+    commit = cache.server.commit("acme/rows", {"data/rows.bin": rows, "README.md": b"rows"})
+    assert cache.hf("pull", "datasets/acme/rows").code == 0
+    folder = cache.root / "datasets--acme--rows" / "snapshots" / commit
+    with (folder / "data" / "rows.bin").open("r+b") as file:
+        file.write(bytes(5000))
+    assert cache.hf("verify", "datasets/acme/rows").code == 4
+    assert cache.hf("pull", "datasets/acme/rows", "data/*").code == 0
+    assert (folder / "data" / "rows.bin").read_bytes() == rows
+    code = "print(hub.snapshot_download('acme/rows', repo_type='dataset', local_files_only=True))"
+    assert hub_python(code, **cache.environment()) == f"{folder}\n"
 
 
 def test_healing_holds_while_another_process_downloads_the_blob(cache: Cache) -> None:

@@ -203,7 +203,7 @@ def _read_blobs(repo: CachedRepo, root: str, limit: int) -> int:
     for entry in entries:
         if entry.name.endswith((".incomplete", ".shared")):
             size = entry.stat(follow_symlinks=False).st_size
-            repo.tell(ProblemKind.INCOMPLETE, entry.path, f"{size} bytes of a download that did not end; 'hf cache prune' removes it")
+            repo.tell(ProblemKind.INCOMPLETE, entry.path, f"{size} bytes of a download that did not end; 'bitward hf pull' takes it up")
         elif is_ours(entry.name) or entry.name in _SYSTEM_FILES:
             continue
         elif entry.is_symlink():

@@ -24,6 +24,7 @@ from bitward_agent.findings import FileRepair, Progress, ProgressSink, SidecarSt
 from bitward_agent.io import OpenFile, Range, merge_ranges
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.copies import CopySource
+from bitward_agent.sources.http import RangesRefusedError
 from bitward_agent.sources.limits import Meter
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats import frozen
@@ -150,9 +151,9 @@ def _by_own_sidecar(job: Job) -> Outcome | None:
     done = _repair(job, job.path, job.sidecar)
     if done.verdict is Verdict.INTACT and read_blob(job.path, job.file.part).is_right:
         return _outcome(done)
-    if done.message:
-        job.notes.append(done.message)
-    return _by_sidecar_in_draft(job)
+    told = done.message or next((one.error for one in done.sources if one.error), "")
+    job.notes.append(f"its sidecar did not suffice: {told or 'the server has no right blocks'}")
+    return _by_sidecar_in_draft(job) if done.verdict is Verdict.UNVERIFIABLE else None  # the blob may not be written, its folder may
 
 
 def _repair(job: Job, path: str, sidecar: str) -> FileRepair:
@@ -260,7 +261,11 @@ def fetch_lost(job: Job, path: str, lost: list[Range], *, more: bool) -> Outcome
         return None
     with draft_of(job.path, size) as draft:
         copy_into(draft, path, size)
-        _fetch(job, draft, lost)
+        try:
+            _fetch(job, draft, lost)
+        except RangesRefusedError as error:
+            job.notes.append(f"no ranges could be fetched: {error}")
+            return None
         if put_if_right(draft, job.path, job.file.part, size):
             return Outcome(Way.RANGES)
         job.notes.append(f"{total:,} bytes that look lost were fetched, and others are wrong as well")

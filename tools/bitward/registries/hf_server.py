@@ -105,7 +105,7 @@ class HubServer:
         Raises:
             SourceError: the server does not say, or says what makes no sense.
         """
-        path = f"/api/{repo.kind}/{repo.name}/tree/{commit}?recursive=True&expand=False"
+        path = f"/api/{repo.kind}/{repo.name}/tree/{commit}?recursive=true&expand=false"
         found: dict[str, HubFile] = {}
         total = 0
         for _ in range(PAGES_LIMIT):
