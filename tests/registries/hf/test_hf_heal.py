@@ -123,15 +123,20 @@ def test_a_blob_that_is_too_long_is_cut_without_fetching(cache: Cache) -> None:
 
 
 def test_a_blob_that_is_gone_and_a_small_one_that_is_damaged(cache: Cache) -> None:
+    cache.hf("protect", "--quiet")
     cache.blob("config.json").unlink()
     cache.overwrite(TEXT, 100, 1)
+    cache.blob(SMALL).unlink()
     told = cache.hf("verify", "--json")
     assert told.code == 4
-    assert [one["kind"] for one in told.document["repos"][0]["problems"]] == ["broken-link"]
+    assert [one["kind"] for one in told.document["repos"][0]["problems"]] == ["broken-link", "broken-link"]
     assert blobs(told.document)[TEXT]["algorithm"] == "git blob SHA-1"
     assert cache.hf("pull", REPO).code == 0
     assert cache.is_whole()
     assert cache.hf("verify").code == 0
+    # Whatever was fetched has the time that its sidecar knows: nothing looks rewritten.
+    files = bitward("verify", cache.repo, "--sidecar-dir", cache.home / "hub-wards", "--json").document["files"]
+    assert not any(file["modified"] for file in files)
 
 
 def test_a_download_that_broke_off_is_taken_up(cache: Cache) -> None:
@@ -144,6 +149,10 @@ def test_a_download_that_broke_off_is_taken_up(cache: Cache) -> None:
     (leftover,) = cache.root.rglob("*.incomplete")
     kept = leftover.stat().st_size
     assert 4_000_000 < kept < whole
+    assert cache.hf("pull", REPO, "--max-fetch", "5M").code == 3
+    (leftover,) = cache.root.rglob("*.incomplete")
+    assert leftover.stat().st_size > kept
+    kept = leftover.stat().st_size
     with leftover.open("r+b") as file:
         file.seek(1 << 20)
         file.write(bytes(20_000))

@@ -62,22 +62,24 @@ def draft_of(target: str, size: int) -> Iterator[OpenFile]:
         DISK.close(folder_fd)
 
 
-def keep_leftover(draft: OpenFile, target: str) -> None:
-    """Keep a draft as an unfinished download under another name, if it has come far enough to be worth it."""
+def keep_leftover(draft: OpenFile, target: str, older: str) -> None:
+    """Keep a draft as an unfinished download under another name, if it is worth it, in the place of an ``older`` one that went into it."""
     if draft.state().size >= LEFTOVER_BYTES:
         with contextlib.suppress(OSError):
             os.rename(draft.path, f"{target}.{secrets.token_hex(4)}.incomplete")
+            if older:
+                os.unlink(older)
 
 
-def leftover_of(target: str) -> str | None:
-    """The longest unfinished download of a file, whoever made it; ``None`` if there is none. Its bytes are worth what their digest says."""
+def leftover_of(target: str) -> str:
+    """The longest unfinished download of a file, whoever made it; empty if there is none. Its bytes are worth what their digest says."""
     folder, name = os.path.split(target)
     longest = (0, "")
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(f"{name}.") and entry.name.endswith(".incomplete") and entry.is_file(follow_symlinks=False):
                 longest = max(longest, (entry.stat(follow_symlinks=False).st_size, entry.path))
-    return longest[1] or None
+    return longest[1]
 
 
 def copy_into(draft: OpenFile, path: str, size: int) -> None:

@@ -50,6 +50,7 @@ class Job:
     meter: Meter = field(default_factory=Meter)
     progress: ProgressSink | None = None
     notes: list[str] = field(default_factory=list)
+    unfinished: str = ""
 
     def tell(self, done: int, total: int) -> None:
         if self.progress:
@@ -102,14 +103,14 @@ def fetch_missing(job: Job) -> Outcome:
     Raises:
         SourceError: it does not come, or does not have the digest. What came is kept as an unfinished download.
     """
-    unfinished = leftover_of(job.path)
     outcome: Outcome | None = None
-    if unfinished is not None:
-        lost = _wanted_ranges(job, suspects(unfinished, job.file.size))
+    job.unfinished = leftover_of(job.path)
+    if job.unfinished:
+        lost = _wanted_ranges(job, suspects(job.unfinished, job.file.size))
         job.notes.append(f"taken up from an unfinished download; {_total(lost):,} of {job.file.size:,} bytes were missing")
-        outcome = fetch_lost(job, unfinished, lost, more=True)
+        outcome = fetch_lost(job, job.unfinished, lost, more=True)
         if outcome is not None:
-            os.unlink(unfinished)
+            os.unlink(job.unfinished)
     return outcome or fetch_all(job)
 
 
@@ -128,7 +129,7 @@ def _fetch(job: Job, draft: OpenFile, ranges: Sequence[Range], *, whole: bool = 
         fetch_into(draft, job.place(job.file.path, whole), ranges, job.file.size, job.meter, job.counting(_total(ranges)))
     except (SourceError, KeyboardInterrupt):
         if not os.path.lexists(job.path):
-            keep_leftover(draft, job.path)
+            keep_leftover(draft, job.path, job.unfinished)
         raise
 
 

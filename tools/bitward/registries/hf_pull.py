@@ -6,6 +6,7 @@ is written has the library's layout: ``blobs/ETAG``, ``snapshots/COMMIT/NAME`` a
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import secrets
@@ -27,9 +28,11 @@ from bitward_agent.durable import atomic_file, make_folder, sync_folder
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
 from bitward_agent.hub_cache import shared_payload
-from bitward_agent.io import DISK, open_folder, reason, resolve
+from bitward_agent.io import DISK, OpenFile, open_folder, reason, resolve
+from bitward_agent.journal import restore_mtime
 from bitward_agent.sources.hub import cache_folder
 from bitward_agent.sources.limits import Budget, Meter
+from bitward_agent.verify import open_sidecar
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.hub_listing import HubFile, is_commit
@@ -108,6 +111,22 @@ def _wanted(listing: dict[str, HubFile], patterns: Sequence[str], puller: _Pulle
     return found
 
 
+def _put_time_back(path: str, sidecar: str) -> None:
+    """Give a file that was written the time that its sidecar has of it: else it would look modified since it was protected."""
+    with suppress(BitwardError, FormatError, OSError), OpenFile(path) as file:
+        ward, found, _ = open_sidecar(sidecar)
+        ward.close()
+        restore_mtime(file, found.superblock.mtime_ns)
+
+
+@dataclasses.dataclass(slots=True)
+class _Told:
+    """What is known of a file while it is pulled, should that fail: notes, and whether what is there is damaged."""
+
+    notes: list[str] = dataclasses.field(default_factory=list)
+    is_damaged: bool = False
+
+
 class _Puller:
     """One revision on its way into the cache."""
 
@@ -128,45 +147,48 @@ class _Puller:
         if file.refusal:
             return replace(pulled, message=f"refused: its name {file.refusal}; ask the repository's owner to rename it")
         meter = Meter(self.server.budget)
-        notes: list[str] = []
+        told = _Told()
         try:
             with hub_lock(self.root, self.repo.name.folder, file.etag):
-                done = self._pull(file, pulled, meter, notes)
+                done = self._pull(file, pulled, meter, told)
         except (BitwardError, FormatError, OSError) as error:
             text = reason(error) if isinstance(error, OSError) else str(error)
-            verdict = Verdict.DAMAGED if notes else Verdict.UNVERIFIABLE
-            done = replace(pulled, verdict=verdict, message="; ".join([*notes, text]))
+            verdict = Verdict.DAMAGED if told.is_damaged else Verdict.UNVERIFIABLE
+            done = replace(pulled, verdict=verdict, message="; ".join([*told.notes, text]))
         return replace(done, fetched_bytes=meter.fetched_bytes, requests=meter.requests)
 
-    def _pull(self, file: HubFile, pulled: PulledFile, meter: Meter, notes: list[str]) -> PulledFile:
+    def _pull(self, file: HubFile, pulled: PulledFile, meter: Meter, told: _Told) -> PulledFile:
         path = self._bytes_of(file)
         blob = Blob(file.etag, path, file.size)
         own = sidecar_for(self.sidecars, self.repo, blob) or mirrored(self.sidecars, self.repo, file.etag)
         ward = self.listing.get(file.path + WARD) if self.request.with_sidecars else None
         ward = ward if ward is not None and ward.size < file.size else None  # a small file is fetched for less
         blobs = os.path.join(self.repo.path, "blobs")
-        job = Job(file, path, own, ward, blobs, self._place, meter, self.request.progress, notes)
-        outcome = self._made_right(job)
+        job = Job(file, path, own, ward, blobs, self._place, meter, self.request.progress, told.notes)
+        outcome = self._made_right(job, told)
         if not self._leads_there(file, path):
             self._make_link(file, path)
         has_sidecar = os.path.lexists(own)
         if not has_sidecar and job.ward is not None and pull_sidecar(job):
             has_sidecar = keep_sidecar_if_it_fits(job)
+        if has_sidecar and outcome.way not in (Way.PRESENT, Way.LINKED):
+            _put_time_back(path, own)
         return replace(
             pulled,
             verdict=Verdict.INTACT,
             way=outcome.way,
             repaired=outcome.repaired,
             sidecar=own if has_sidecar else "",
-            message="; ".join(notes),
+            message="; ".join(told.notes),
         )
 
-    def _made_right(self, job: Job) -> Outcome:
+    def _made_right(self, job: Job, told: _Told) -> Outcome:
         if not os.path.lexists(job.path):
             return fetch_missing(job)
         reading = read_blob(job.path, job.file.part)
         if reading.is_right:
             return Outcome(Way.PRESENT if self._leads_there(job.file, job.path) else Way.LINKED)
+        told.is_damaged = True
         lost = suspects(job.path, job.file.size, reading.unreadable)
         job.notes.append(f"was damaged: {in_words(reading, job.file.size, lost)}")
         return heal(job, lost)
