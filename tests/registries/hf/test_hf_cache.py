@@ -130,6 +130,14 @@ def test_all_revisions_and_each_blob_once(cache: Cache) -> None:
     assert cache.hf("protect").code == 0
 
 
+def test_a_cache_with_nothing_in_it_is_not_fine(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    done = bitward("hf", "verify", "--cache-dir", tmp_path / "hub")
+    assert done.code == 3
+    assert "nothing to verify" in done.out
+    assert bitward("hf", "verify", "--cache-dir", tmp_path / "elsewhere").code == 2
+
+
 def test_one_bit_anywhere(cache: Cache) -> None:
     """In a file of LFS and in one of git; each is named, and nothing else."""
     for name, at in ((SMALL, 5000), (TEXT, 7)):

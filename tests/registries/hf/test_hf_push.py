@@ -51,6 +51,19 @@ def test_a_pushed_sidecar_heals_what_another_one_has_overwritten(pushed: Cache) 
     assert pushed.hf("verify").code == 1
 
 
+def test_the_repository_s_sidecar_takes_the_place_of_one_that_is_lost(pushed: Cache) -> None:
+    pushed.hf("protect", "--quiet")
+    own = pushed.home / "hub-wards" / pushed.repo.name / "blobs" / f"{pushed.blob(MODEL).name}.ward"
+    own.write_bytes(own.read_bytes()[:1000])
+    pushed.overwrite(MODEL, 3_000_000, 200_000)
+    done = pushed.hf("pull", REPO, MODEL, "--json", HF_TOKEN=TOKEN)
+    (file,) = done.document["files"]
+    assert (done.code, file["way"]) == (0, "parity")
+    assert "its sidecar cannot be used" in file["message"]
+    assert pushed.is_whole()
+    assert pushed.hf("verify", "--json").document["repos"][0]["blobs"][0]["sidecar"]["state"] == "intact"
+
+
 def test_a_new_copy_comes_with_its_sidecars(pushed: Cache) -> None:
     other = Cache(pushed.home.parent / "other", pushed.server)
     done = other.hf("pull", REPO, "--json", HF_TOKEN=TOKEN)

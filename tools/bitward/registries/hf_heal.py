@@ -51,6 +51,7 @@ class Job:
     progress: ProgressSink | None = None
     notes: list[str] = field(default_factory=list)
     unfinished: str = ""
+    sidecar_is_lost: bool = False
 
     def tell(self, done: int, total: int) -> None:
         if self.progress:
@@ -148,6 +149,7 @@ def _by_own_sidecar(job: Job) -> Outcome | None:
             return _by_sidecar_in_draft(job)
     except (BitwardError, FormatError) as error:
         job.notes.append(f"its sidecar cannot be used: {str(error).removeprefix(f'{job.sidecar}: ')}")
+        job.sidecar_is_lost = True
         return None
     done = _repair(job, job.path, job.sidecar)
     if done.verdict is Verdict.INTACT and read_blob(job.path, job.file.part).is_right:
@@ -186,7 +188,7 @@ def _by_sidecar_in_draft(job: Job) -> Outcome | None:
 
 
 def _by_pulled_sidecar(job: Job) -> Outcome | None:
-    if job.ward is None or not job.sidecar or os.path.lexists(job.sidecar):
+    if job.ward is None or not job.sidecar or (os.path.lexists(job.sidecar) and not job.sidecar_is_lost):
         return None
     if not pull_sidecar(job):
         return None

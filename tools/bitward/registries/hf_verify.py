@@ -77,7 +77,7 @@ def verify_cache(request: VerifyRequest) -> CacheVerification:
     else:
         repos = [verify_repo(read_repo(root, name), sidecars, request) for name in names]
     repos += [RepoVerification(one.repo, one.path, (), {}, (), (one,)) for one in problems]
-    code = ExitCode.worst(one.exit_code for one in repos)
+    code = ExitCode.worst(one.exit_code for one in repos) if repos else ExitCode.CANNOT_TELL  # nothing was looked at: that is not fine
     size = sum(blob.bytes for repo in repos for blob in repo.blobs)
     seconds = time.monotonic() - started
     return CacheVerification("bitward.hf-verify/1", VERDICT_OF_CODE[code], root, sidecars, size, seconds, tuple(repos), asked, code)
