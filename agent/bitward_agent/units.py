@@ -116,7 +116,7 @@ def list_unit(folder: str, sidecar_dir: str | None = None, on_unlisted: OnUnlist
         if index is None:
             known[blob] = len(members)
             members.append(_blob_member(blob, relative, link, sidecar_dir and base))
-        elif not members[index].shown:
+        elif "/snapshots/" not in members[index].shown:
             members[index] = replace(members[index], shown=link)
         else:
             skipped.append(f"{relative} (the same blob as {members[index].shown})")

@@ -118,6 +118,10 @@ class ManifestError(FormatError):
     """A signature bundle or manifest of model signing that is malformed, inconsistent, or of another kind."""
 
 
+class HubListingError(FormatError):
+    """What a model hub says of a revision's files is malformed, or names no digest or size."""
+
+
 class SealError(FormatError):
     """A seal that is malformed, of another version, or that does not seal what a seal may."""
 

@@ -12,12 +12,13 @@ from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, InputError, UnreadableError, UntrustedError
 from bitward_agent.evidence import EvidenceFinder, check_claims, whole_sha256
 from bitward_agent.findings import ExitCode, FileProtection, ProgressSink, ProtectReport, SidecarState, UnitReport, Verdict
+from bitward_agent.hub_cache import named_blob
 from bitward_agent.io import OpenFile, journal_path, resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.seals import drop_stale_seal, seal_path, unit_seal_above
 from bitward_agent.units import Member, index_path, is_ours, list_unit, read_index, sidecar_base, write_index
 from bitward_agent.verify import open_sidecar, verify_file
-from bitward_formats.checksums import Claim, is_ollama_blob, sha256_part
+from bitward_formats.checksums import Claim, claim_of_blob, is_ollama_blob, sha256_part
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
@@ -202,6 +203,9 @@ def _word(member: Member, top: str, request: Request) -> _Word:
     """Find the claims about a file. One that the file contradicts is dropped with ``--force``; without it, protecting will refuse."""
     found = request.finder.of(member.path, top)
     claims = found.claims
+    if member.shown and not claims:
+        named = claim_of_blob(named_blob(member.shown))  # its bytes may lie in the cache's shared store, under another name
+        claims = () if named is None else (named,)
     if request.expected is not None:
         claims = (Claim("--expect", (sha256_part(request.expected.hex()),)), *claims)
     pruned = member.sidecar == f"{member.path}.ward" and is_ollama_blob(member.path)

@@ -56,9 +56,14 @@ def parse_hub(source: str) -> HubAddress:
 
 def cache_folder() -> str:
     """The hub's local cache, by the variables that huggingface_hub heeds, in its order."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
-    folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return os.path.expanduser(os.path.expandvars(folder))
+    folder = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(_home(), "hub")))
+    return os.path.expandvars(os.path.expanduser(folder))
+
+
+def _home() -> str:
+    """The hub's folder. As in its library's ``constants``, a variable that is set counts, be it empty."""
+    above = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    return os.path.expandvars(os.path.expanduser(os.environ.get("HF_HOME", os.path.join(above, "huggingface"))))
 
 
 def snapshot(address: HubAddress) -> str | None:
@@ -81,15 +86,27 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
-def _token() -> str:
+def hub_address(path: str) -> WebAddress:
+    """The URL of a path on the hub's server.
+
+    Raises:
+        SourceError: HF_ENDPOINT is no URL.
+    """
+    try:
+        return WebAddress((os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/") + path)
+    except InputError:
+        raise SourceError("HF_ENDPOINT is no valid http:// or https:// URL") from None
+
+
+def hub_token() -> str:
     """The user's token for the hub, if there is one."""
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
         return ""
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if not token:
-        home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
         try:
-            with open(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"), encoding="ascii") as file:
+            path = os.path.expandvars(os.path.expanduser(os.environ.get("HF_TOKEN_PATH", os.path.join(_home(), "token"))))
+            with open(path, encoding="ascii") as file:
                 token = file.read(_REF_LIMIT_BYTES)
         except (OSError, UnicodeError):
             return ""
@@ -153,9 +170,4 @@ class HubPlace:
         return [name for name in names if isinstance(name, str)]
 
     def _at(self, path: str) -> HttpPlace:
-        endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
-        try:
-            address = WebAddress(endpoint + path)
-        except InputError:
-            raise SourceError("HF_ENDPOINT is no valid http:// or https:// URL") from None
-        return HttpPlace(address, self._limits, self._budget, name=self.name, token=_token())
+        return HttpPlace(hub_address(path), self._limits, self._budget, name=self.name, token=hub_token())

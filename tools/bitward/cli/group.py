@@ -26,6 +26,7 @@ COMMANDS = (
     "agent",
     "trace",
     "diagnose",
+    "hf",
 )
 
 
