@@ -1,0 +1,354 @@
+"""MLflow: a real server with SQLite, a real model's weights, damage in its artefact store."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bitward_agent.findings import ExitCode, Verdict
+from cli.command_line import COMMAND, bitward, environment
+from conftest import real_weights
+from registries.mlflow_server import Server, quiet_environment, served
+from registries.torn_proxy import torn_proxy
+
+# MLflow and what it brings along warn about one another; that is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("default")
+
+SEED = 20_613
+CODE = """
+import mlflow
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input: list[str], params=None):
+        return model_input
+
+mlflow.models.set_model(Model())
+"""
+WEIGHTS = "artifacts/l2_supercat_256.safetensors"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in quiet_environment().items():
+            patch.setenv(key, value)
+        patch.delenv("BITWARD_ENFORCE", raising=False)
+        with served(tmp_path_factory.mktemp("mlflow")) as running:
+            patch.setenv("MLFLOW_TRACKING_URI", running.uri)
+            yield running
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    """One F16 tensor of 16 MB: real word embeddings."""
+    return real_weights("wordllama") / "weights" / Path(WEIGHTS).name
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A registered model of one version, its stored weights, and what they were."""
+
+    name: str
+    info: Any
+    stored: Path
+    good: bytes
+
+    @property
+    def uri(self) -> str:
+        return f"bitward+models:/{self.name}/1"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        import mlflow
+
+        return dict(mlflow.MlflowClient().get_model_version(self.name, "1").tags)
+
+
+def log_model(server: Server, weights: Path, folder: Path, name: str) -> Any:
+    """Log a model with MLflow's own means, and register it."""
+    import mlflow
+
+    mlflow.set_tracking_uri(server.uri)
+    code = folder / "model_code.py"
+    code.write_text(CODE)
+    return mlflow.pyfunc.log_model(
+        name=name, python_model=str(code), artifacts={"weights": str(weights)}, pip_requirements=["numpy"], registered_model_name=name
+    )
+
+
+@pytest.fixture
+def logged(server: Server, weights: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Logged:
+    """A protected model of the test's own."""
+    from bitward.registries.mlflow import log_sidecars
+
+    name = request.node.name.split("[")[0]
+    info = log_model(server, weights, tmp_path, name)
+    done = log_sidecars(info)
+    assert (done.exit_code, done.verdict, done.tagged) == (ExitCode.OK, Verdict.INTACT, True), done.message
+    stored = server.artifacts / "0" / "models" / info.model_id / "artifacts" / WEIGHTS
+    return Logged(name, info, stored, weights.read_bytes())
+
+
+def lose(path: Path, offset: int, length: int) -> None:
+    """Zeros over part of a file, as storage loses it."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+
+
+def flip(path: Path, count: int) -> None:
+    """Single bits anywhere in a file."""
+    chance = random.Random(SEED)
+    print(f"seed {SEED}")
+    data = bytearray(path.read_bytes())
+    for _ in range(count):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def download(uri: str, folder: Path) -> Path:
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+
+
+def refused(uri: str, folder: Path) -> str:
+    """Why a download was refused."""
+    import mlflow
+
+    with pytest.raises(mlflow.exceptions.MlflowException) as caught:
+        download(uri, folder)
+    return str(caught.value)
+
+
+def healed_lines(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.message for record in caplog.records if record.name == "bitward.mlflow")
+
+
+# --------------------------------------------------------------------------------------------------------------- the whole way
+
+
+def test_damage_in_the_store_is_told_healed_on_download_and_healed_in_the_store(
+    logged: Logged, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert logged.tags["bitward.verdict"] == "intact"
+    assert len(logged.tags["bitward.root"]) == 64
+    lose(logged.stored, 5_000_000, 65536)
+    flip(logged.stored, 20)
+    damaged = logged.stored.read_bytes()
+
+    told = bitward("mlflow", "scrub", logged.name, "--json")
+    assert told.code == ExitCode.REPAIRABLE
+    (version,) = told.document["versions"]
+    (file,) = version["files"]
+    assert (version["model"], version["version"], version["verdict"], version["tagged"]) == (logged.name, "1", "damaged", True)
+    assert (file["path"], file["verdict"]) == (WEIGHTS, "damaged")
+    assert {one["tensor"] for one in file["damage"]} <= {"embedding.weight", None}
+    assert all(one["repairable"] and one["source"] == "parity" for one in file["damage"])
+    assert logged.tags["bitward.verdict"] == "damaged"
+
+    copy = download(logged.uri, tmp_path / "copy")
+    assert (copy / WEIGHTS).read_bytes() == logged.good
+    assert "healed in the copy" in healed_lines(caplog)
+    assert "blocks from parity" in healed_lines(caplog)
+    assert logged.stored.read_bytes() == damaged, "a download does not write to the store"
+
+    healed = bitward("mlflow", "scrub", logged.name, "--heal")
+    assert healed.code == ExitCode.OK
+    assert "healed in its store" in healed.out
+    assert logged.stored.read_bytes() == logged.good
+    assert logged.tags["bitward.verdict"] == "intact"
+    assert bitward("mlflow", "verify", f"{logged.name}/1", "--quiet").code == ExitCode.OK
+
+
+def test_damage_beyond_parity_is_refused(logged: Logged, tmp_path: Path) -> None:
+    lose(logged.stored, 1_000_000, 12_000_000)
+    reason = refused(logged.uri, tmp_path / "copy")
+    assert "damaged in the artefact store and refused" in reason
+    assert WEIGHTS in reason
+    assert not list((tmp_path / "copy").rglob("*.safetensors")), "what was refused is not left to be loaded"
+    from bitward.registries.mlflow import Options, scrub_registry
+
+    report = scrub_registry([logged.name], Options(heal=True))
+    assert report.exit_code == ExitCode.NOT_REPAIRABLE
+    assert "not healed" in report.versions[0].files[0].message
+    assert logged.tags["bitward.verdict"] == "damaged"
+
+
+@pytest.mark.parametrize("mode", ["enforce", "warn", "off"])
+def test_a_flipped_bit_by_mode(
+    server: Server, weights: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bitward.registries.mlflow import log_sidecars
+
+    info = log_model(server, weights, tmp_path, f"by_{mode}")
+    uri = f"bitward+models:/by_{mode}/1"
+    stored = server.artifacts / "0" / "models" / info.model_id / "artifacts" / WEIGHTS
+    monkeypatch.setenv("BITWARD_ENFORCE", mode)
+    if mode == "enforce":
+        assert "not protected" in refused(uri, tmp_path / "unprotected")
+    assert log_sidecars(info).exit_code == ExitCode.OK
+    assert (download(uri, tmp_path / "intact") / WEIGHTS).read_bytes() == weights.read_bytes()
+    flip(stored, 1)
+    if mode == "enforce":
+        assert "1 blocks differ" in refused(uri, tmp_path / "damaged")
+        return
+    assert (download(uri, tmp_path / "damaged") / WEIGHTS).read_bytes() == stored.read_bytes()
+    assert ("1 blocks differ" in healed_lines(caplog)) == (mode == "warn")
+
+
+def test_a_torn_transfer_is_completed_by_ranges(logged: Logged, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import mlflow
+
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        copy = Path(
+            mlflow.artifacts.download_artifacts(logged.uri, dst_path=str(tmp_path), tracking_uri=proxy.uri, registry_uri=proxy.uri)
+        )
+        assert proxy.torn == 1
+        assert proxy.ranges
+    assert (copy / WEIGHTS).read_bytes() == logged.good
+    assert "read again from the store" in healed_lines(caplog)
+    fetched = int(healed_lines(caplog).partition("store (")[2].partition(" bytes")[0].replace(",", ""))
+    assert fetched < len(logged.good) - 8_000_000
+
+
+def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged, tmp_path: Path) -> None:
+    """Somebody writes to the store, and makes sidecars that fit: the tag in the registry's database knows better."""
+    from bitward.api import protect
+    from bitward.registries.mlflow import scrub_registry
+
+    model = logged.stored.parents[1]
+    lose(logged.stored, 100_000, 5_000_000)
+    assert protect(model, force=True).exit_code == ExitCode.OK
+    report = scrub_registry([logged.name])
+    assert report.exit_code == ExitCode.NOT_REPAIRABLE
+    assert "not those that were logged" in report.versions[0].message
+    assert "names another root" in refused(logged.uri, tmp_path / "copy")
+
+
+def test_a_sidecar_or_artefact_that_is_gone_is_no_good_news(logged: Logged, tmp_path: Path) -> None:
+    from bitward.registries.mlflow import verify_registry
+
+    ward = logged.stored.with_name(f"{logged.stored.name}.ward")
+    kept = ward.read_bytes()
+    ward.unlink()
+    assert verify_registry([logged.name]).exit_code == ExitCode.CANNOT_TELL
+    assert "its sidecar is gone" in refused(logged.uri, tmp_path / "copy")
+    ward.write_bytes(kept)
+    logged.stored.unlink()
+    report = verify_registry([logged.name])
+    assert report.exit_code == ExitCode.NOT_REPAIRABLE
+    assert [(one.path, "gone" in one.message) for one in report.versions[0].files] == [(WEIGHTS, True)]
+
+
+def test_a_damaged_sidecar_is_mended_in_the_store(logged: Logged) -> None:
+    from bitward.registries.mlflow import Options, scrub_registry
+
+    ward = logged.stored.with_name(f"{logged.stored.name}.ward")
+    good = ward.read_bytes()
+    lose(ward, 300_000, 4096)
+    report = scrub_registry([logged.name], Options(heal=True))
+    assert report.exit_code == ExitCode.OK
+    assert ward.read_bytes() == good
+
+
+# ------------------------------------------------------------------------------------------------- everything through the plug-in
+
+
+def test_a_store_that_goes_through_the_plug_in_protects_and_heals_by_itself(server: Server, weights: Path, tmp_path: Path) -> None:
+    """An experiment whose artefacts lie behind bitward+…: nobody calls Bitward, log_model and models:/ do."""
+    import mlflow
+
+    mlflow.set_tracking_uri(server.uri)
+    experiment = mlflow.create_experiment("guarded", artifact_location="bitward+mlflow-artifacts:/guarded")
+    mlflow.set_experiment(experiment_id=experiment)
+    try:
+        log_model(server, weights, tmp_path, "guarded")
+    finally:
+        mlflow.set_experiment(experiment_id="0")
+    (stored,) = (server.artifacts / "guarded").rglob("*.safetensors")
+    assert stored.with_name(f"{stored.name}.ward").exists()
+    flip(stored, 5)
+    copy = download("models:/guarded/1", tmp_path / "copy")
+    assert (copy / WEIGHTS).read_bytes() == weights.read_bytes()
+    assert bitward("mlflow", "scrub", "guarded", "--heal", "--quiet").code == ExitCode.OK
+    assert stored.read_bytes() == weights.read_bytes()
+
+
+def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Path, tmp_path: Path) -> None:
+    from bitward.registries.mlflow_plugin import BitwardArtifactRepository
+
+    repository = BitwardArtifactRepository("bitward+mlflow-artifacts:/single", tracking_uri=server.uri)
+    repository.log_artifact(str(weights), "inner")
+    stored = server.artifacts / "single" / "inner" / weights.name
+    assert stored.read_bytes() == weights.read_bytes()
+    lose(stored, 70_000, 1000)
+    (tmp_path / "copy").mkdir()
+    copy = repository.download_artifacts(f"inner/{weights.name}", str(tmp_path / "copy"))
+    assert Path(copy).read_bytes() == weights.read_bytes()
+    repository.delete_artifacts(f"inner/{weights.name}")
+    assert not list(stored.parent.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------------ the edges
+
+
+def test_versions_without_sidecars_are_not_fine(server: Server, weights: Path, tmp_path: Path) -> None:
+    log_model(server, weights, tmp_path, "bare")
+    told = bitward("mlflow", "verify", "bare")
+    assert told.code == ExitCode.CANNOT_TELL
+    assert "bitward mlflow protect" in told.out
+    assert bitward("mlflow", "protect", "bare/1").code == ExitCode.OK
+    assert bitward("mlflow", "verify", "bare@nobody").code == ExitCode.CANNOT_TELL
+    assert bitward("mlflow", "verify", "models:/bare/1", "--quiet").code == ExitCode.OK
+
+
+def test_a_registry_that_does_not_answer_is_3_and_shows_no_password() -> None:
+    uri = "http://user:s3cret@127.0.0.1:9"
+    done = bitward("mlflow", "scrub", "--tracking-uri", uri, "--json", **quiet_environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"))
+    assert done.code == ExitCode.CANNOT_TELL
+    assert "s3cret" not in done.out + done.err
+    assert "127.0.0.1:9" in done.document["error"]
+
+
+def test_without_mlflow_the_command_says_what_to_install() -> None:
+    script = "import sys; sys.modules['mlflow'] = None; from bitward.cli import main; sys.exit(main(['mlflow', 'scrub']))"
+    done = subprocess.run([COMMAND[0], "-c", script], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.CANNOT_TELL
+    assert "pip install 'bitward[mlflow]'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "other/x", "x\0y"])
+def test_a_store_that_lists_what_lies_elsewhere_is_refused(server: Server, name: str) -> None:
+    from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
+
+    tree = ArtifactTree("mlflow-artifacts:/x", server.uri)
+    hostile = SimpleNamespace(list_artifacts=lambda path: [SimpleNamespace(path=name, is_dir=False, file_size=1)])
+    tree.repository = hostile
+    with pytest.raises(RegistryError, match="outside of its folder"):
+        tree.files()
+
+
+def test_mlflow_finds_the_plug_in_without_anybody_importing_bitward() -> None:
+    script = (
+        "import json, sys; from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories as all_;"
+        "print(json.dumps([sorted(n for n in all_() if n.startswith('bitward+')), 'bitward.api' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=quiet_environment(), capture_output=True, text=True, check=True)
+    schemes, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert {"bitward+models", "bitward+mlflow-artifacts", "bitward+s3", "bitward+file"} <= set(schemes)
+    assert not loaded, "importing MLflow must not load Bitward's engine"
+
+
+def test_a_mode_that_is_none_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITWARD_ENFORCE", "enfroce")
+    assert "must be off, warn, heal or enforce" in refused("bitward+models:/nothing/1", tmp_path)
