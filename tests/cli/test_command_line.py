@@ -21,7 +21,7 @@ from cli.command_line import COMMAND, bitward, environment
 SHARED = {"--json", "--jobs", "--quiet", "--no-progress"}
 OPTIONS = {
     "protect": {"--preset", "--hash", "--sidecar-dir", "--expect", "--force", "--no-first-sight"},
-    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live"},
+    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live", "--sarif", "--junit", "--policy"},
     "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir", "--live"},
     "explain": {"--sidecar-dir"},
     "inspect": {"--all"},
