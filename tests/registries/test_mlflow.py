@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,10 +200,10 @@ def test_a_flipped_bit_by_mode(
     assert (download(uri, tmp_path / "intact") / WEIGHTS).read_bytes() == weights.read_bytes()
     flip(stored, 1)
     if mode == "enforce":
-        assert "1 blocks differ" in refused(uri, tmp_path / "damaged")
+        assert "1 block differs" in refused(uri, tmp_path / "damaged")
         return
     assert (download(uri, tmp_path / "damaged") / WEIGHTS).read_bytes() == stored.read_bytes()
-    assert ("1 blocks differ" in healed_lines(caplog)) == (mode == "warn")
+    assert ("1 block differs" in healed_lines(caplog)) == (mode == "warn")
 
 
 def test_a_torn_transfer_is_completed_by_ranges(logged: Logged, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -248,6 +248,7 @@ def test_a_sidecar_or_artefact_that_is_gone_is_no_good_news(logged: Logged, tmp_
     report = verify_registry([logged.name])
     assert report.exit_code == ExitCode.NOT_REPAIRABLE
     assert [(one.path, "gone" in one.message) for one in report.versions[0].files] == [(WEIGHTS, True)]
+    assert WEIGHTS in refused(logged.uri, tmp_path / "incomplete")
 
 
 def test_a_damaged_sidecar_is_mended_in_the_store(logged: Logged) -> None:
@@ -259,6 +260,95 @@ def test_a_damaged_sidecar_is_mended_in_the_store(logged: Logged) -> None:
     report = scrub_registry([logged.name], Options(heal=True))
     assert report.exit_code == ExitCode.OK
     assert ward.read_bytes() == good
+
+
+def test_versions_are_all_found_page_by_page_and_shared_artefacts_read_once(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from bitward.registries import mlflow as registry
+
+    client = mlflow.MlflowClient()
+    source = client.get_model_version(logged.name, "1").source
+    for _ in range(4):
+        again = client.create_model_version(logged.name, source, model_id=logged.info.model_id)
+        client.set_model_version_tag(logged.name, again.version, "bitward.root", logged.tags["bitward.root"])
+    monkeypatch.setattr(registry, "PAGE_COUNT", 2)
+    report = registry.verify_registry()
+    found = [(one.model, one.version) for one in report.versions]
+    assert len(found) == len(set(found))
+    assert {(logged.name, str(number)) for number in range(1, 6)} <= set(found)
+    own = [one for one in report.versions if one.model == logged.name]
+    assert all(one.verdict is Verdict.INTACT for one in own)
+    assert [one.bytes > 0 for one in own] == [True, False, False, False, False]
+
+
+# ---------------------------------------------------------------------------------------------------------------- other stores
+
+
+def test_artefacts_in_a_folder_of_this_machine_are_read_and_healed_in_place(server: Server, weights: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    from bitward.registries.mlflow import Options, protect_model_version, scrub_registry
+
+    database = Options(tracking_uri=f"sqlite:///{server.artifacts.parent}/registry.db")
+    model = tmp_path / "model"
+    model.mkdir()
+    stored = model / weights.name
+    stored.write_bytes(weights.read_bytes())
+    client = mlflow.MlflowClient(database.tracking_uri, database.tracking_uri)
+    client.create_registered_model("in_place")
+    client.create_model_version("in_place", str(model))
+    assert protect_model_version("in_place", 1, database).verdict is Verdict.INTACT
+    flip(stored, 10)
+    inode = stored.stat().st_ino
+    assert scrub_registry(["in_place"], database).exit_code == ExitCode.REPAIRABLE
+    healed = scrub_registry(["in_place"], replace(database, heal=True))
+    assert (healed.exit_code, healed.versions[0].healed[0].path) == (ExitCode.OK, weights.name)
+    assert stored.read_bytes() == weights.read_bytes()
+    assert stored.stat().st_ino == inode
+    assert scrub_registry(["in_place"], database).exit_code == ExitCode.OK
+
+
+def test_artefacts_in_a_bucket(server: Server, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real S3 server behind MLflow's own S3 repository; the plug-in reads its ranges through fsspec."""
+    import boto3
+    import mlflow
+    from moto.server import ThreadedMotoServer
+
+    from bitward.registries.mlflow import Options, protect_model_version, scrub_registry
+    from bitward.registries.mlflow_tree import ArtifactTree
+    from bitward_agent.sources.limits import Budget, Limits, Meter
+
+    moto = ThreadedMotoServer("127.0.0.1", 0)
+    moto.start()
+    try:
+        host, port = moto.get_host_and_port()
+        for name, value in {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(name, f"http://{host}:{port}")
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="models")
+        s3.upload_file(str(weights), "models", f"m/{weights.name}")
+        client = mlflow.MlflowClient()
+        client.create_registered_model("bucket")
+        client.create_model_version("bucket", "s3://models/m")
+        assert protect_model_version("bucket", 1).verdict is Verdict.INTACT
+        good = weights.read_bytes()
+        data = bytearray(good)
+        data[1_000_000:1_050_000] = bytes(50_000)
+        s3.put_object(Bucket="models", Key=f"m/{weights.name}", Body=bytes(data))
+        copy = download("bitward+models:/bucket/1", tmp_path / "copy")
+        assert (copy / weights.name).read_bytes() == good
+        report = scrub_registry(["bucket"], Options(heal=True))
+        assert report.exit_code == ExitCode.OK, report.versions[0]
+        assert s3.get_object(Bucket="models", Key=f"m/{weights.name}")["Body"].read() == good
+        place = ArtifactTree("s3://models/m").place(Limits(), Budget(1 << 20))
+        file = place.open(weights.name, Meter())
+        assert file is not None
+        assert dict(file.read([(70_000, 70_100)])) == {(70_000, 70_100): good[70_000:70_100]}
+    finally:
+        moto.stop()
 
 
 # ------------------------------------------------------------------------------------------------- everything through the plug-in

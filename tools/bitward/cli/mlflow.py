@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bitward.cli.options import with_view
+from bitward.cli.options import ended_in_good_order, with_view
 from bitward.cli.view import View
 
 Command = Callable[..., int]
@@ -37,7 +37,7 @@ def protect_command(models: tuple[str, ...], view: View, jobs: int | None, **ask
     from bitward.registries.mlflow import protect_registry
     from bitward.report.mlflow_text import registry_lines
 
-    with view.progress() as sink:
+    with ended_in_good_order(), view.progress() as sink:
         report = protect_registry(models, _options(asked, jobs, sink))
     return view.finish(report, registry_lines)
 
@@ -51,7 +51,7 @@ def verify_command(models: tuple[str, ...], view: View, jobs: int | None, **aske
     from bitward.registries.mlflow import verify_registry
     from bitward.report.mlflow_text import registry_lines
 
-    with view.progress() as sink:
+    with ended_in_good_order(), view.progress() as sink:
         report = verify_registry(models, _options(asked, jobs, sink))
     return view.finish(report, registry_lines)
 
@@ -67,7 +67,7 @@ def scrub_command(models: tuple[str, ...], view: View, jobs: int | None, **asked
     from bitward.registries.mlflow import scrub_registry
     from bitward.report.mlflow_text import registry_lines
 
-    with view.progress() as sink:
+    with ended_in_good_order(), view.progress() as sink:
         report = scrub_registry(models, _options(asked, jobs, sink))
     return view.finish(report, registry_lines)
 

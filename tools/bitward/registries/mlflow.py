@@ -137,9 +137,17 @@ def _checked(models: Sequence[str], options: Options, schema: str) -> RegistryRe
     registry = _Registry(options)
     budget = FlipBudget()
 
+    known: dict[tuple[str, str], ModelVersionReport] = {}
+
     def check(version: Any, report: ModelVersionReport, tree: ArtifactTree) -> ModelVersionReport:
-        wanted = Check(budget, str(version.tags.get(ROOT_TAG, "")), options.heal, time.time_ns(), options.jobs, options.progress)
-        found = check_tree(tree, report, wanted)
+        root = str(version.tags.get(ROOT_TAG, ""))
+        before = known.get((tree.uri, root))
+        if before is None:
+            wanted = Check(budget, root, options.heal, time.time_ns(), options.jobs, options.progress)
+            found = known[tree.uri, root] = check_tree(tree, report, wanted)
+        else:
+            told = "; ".join(filter(None, (before.message, f"the same artefacts as {before.model}/{before.version}, read once")))
+            found = replace(before, model=report.model, version=report.version, bytes=0, healed=(), message=told)
         return registry.tag(found, root=False) if options.tags else found
 
     return _report(registry, models, check, schema)

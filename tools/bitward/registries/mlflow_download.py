@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from bitward.registries.mlflow_check import settle_mtime
 from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
+from bitward.report.numbers import count
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import FileRepair, FileVerification, Verdict
 from bitward_agent.repair import RepairRequest, repair_file
@@ -43,6 +44,21 @@ def bound_roots(tree: ArtifactTree, expected: str) -> dict[str, str]:
         told = "is not the index that was logged: the registry's tag bitward.root names another root"
         raise Refusal(f"{tree.name}/{UNIT_INDEX_NAME}: {told}")
     return {os.fsdecode(entry.path): entry.root.hex() for entry in index.entries}
+
+
+def missing_members(folder: str) -> list[str]:
+    """What the index of a downloaded folder names and is not there; nothing where there is no index.
+
+    Raises:
+        Refusal: the index cannot be used.
+    """
+    index = read_index(os.path.join(folder, UNIT_INDEX_NAME))
+    if isinstance(index, str):
+        if index:
+            raise Refusal(f"{UNIT_INDEX_NAME}: cannot be used: {index}")
+        return []
+    names = (os.fsdecode(entry.path) for entry in index.entries)
+    return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
 
 
 def fetch_verified(tree: ArtifactTree, path: str, local: str, mode: str, *, protected: bool, root: str) -> Iterator[str]:
@@ -100,7 +116,7 @@ def _heal(tree: ArtifactTree, path: str, local: str, ward: str) -> FileRepair:
     with tree.sources(path, Limits()) as sources:
         done = repair_file(local, ward, RepairRequest(sources, now_ns=time.time_ns()))
     if done.verdict is not Verdict.INTACT:
-        lost = f"{done.remaining:,} of its blocks are damaged beyond what parity and the store can restore"
+        lost = f"{count(done.remaining, 'block')} beyond what parity and the store can restore"
         left = lost if done.remaining else done.message
         where = next((f"; first at byte {one.offset:,}" for one in done.damage if not one.repairable), "")
         raise Refusal(f"{tree.name}/{path}: damaged in the artefact store and refused: {left}{where}; log it again from a good copy")
@@ -109,9 +125,9 @@ def _heal(tree: ArtifactTree, path: str, local: str, ward: str) -> FileRepair:
 
 def _healed(shown: str, done: FileRepair, torn: str) -> str:
     fetched = sum(use.blocks for use in done.sources)
-    parts = [f"{done.repaired - fetched:,} blocks from parity"] if done.repaired > fetched else []
+    parts = [f"{count(done.repaired - fetched, 'block')} from parity"] if done.repaired > fetched else []
     if fetched:
-        parts.append(f"{fetched:,} blocks read again from the store ({sum(use.fetched_bytes for use in done.sources):,} bytes)")
+        parts.append(f"{count(fetched, 'block')} read again from the store ({sum(use.fetched_bytes for use in done.sources):,} bytes)")
     why = f" (its transfer broke: {torn})" if torn else ""
     hint = "; the stored artefact is still damaged: 'bitward mlflow scrub --heal' puts it right" if done.repaired > fetched else ""
     return f"{shown}: was damaged and is healed in the copy that was downloaded: {' and '.join(parts)}{why}{hint}"
@@ -120,7 +136,8 @@ def _healed(shown: str, done: FileRepair, torn: str) -> str:
 def _verdict_of(shown: str, found: FileVerification) -> str:
     if found.verdict is Verdict.UNVERIFIABLE:
         return f"{shown}: cannot be verified: {found.message}"
-    return f"{shown}: {found.verdict.value} in the artefact store or on the way from it: {found.damaged_blocks:,} blocks differ"
+    blocks = count(found.damaged_blocks, "block differs", "blocks differ")
+    return f"{shown}: {found.verdict.value} in the artefact store or on the way from it: {blocks}"
 
 
 def _refuse(mode: str, message: str) -> Iterator[str]:

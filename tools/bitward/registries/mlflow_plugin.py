@@ -159,7 +159,23 @@ class BitwardArtifactRepository(ArtifactRepository):  # type: ignore[misc] # MLf
                 return repository.download_artifacts(inside, dst_path)
             artifact_path = inside
         done: str = super().download_artifacts(artifact_path or "", dst_path)
+        self._check_complete(done)
         return done
+
+    def _check_complete(self, folder: str) -> None:
+        """Refuse a downloaded model whose index names what did not come. Raises MlflowException."""
+        from bitward.registries.mlflow_download import missing_members
+
+        how = mode()
+        if how is Mode.OFF or not os.path.isdir(folder):
+            return
+        missing = _told(lambda: missing_members(folder))
+        if not missing:
+            return
+        told = f"{len(missing)} of the model's artefacts are gone from the store, {missing[0]!r} among them"
+        if how is not Mode.WARN:
+            raise MlflowException(f"bitward: {told}", error_code=DATA_LOSS)
+        _log.warning("%s: %s", self._uri, told)
 
     def _split(self, artifact_path: str | None) -> tuple[BitwardArtifactRepository, str]:
         whole = posixpath.join(self._uri, artifact_path) if artifact_path else self._uri

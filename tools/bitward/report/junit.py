@@ -55,7 +55,7 @@ def _file_case(file: FileVerification, budget: LineBudget) -> tuple[str, str]:
     kind = {ExitCode.OK: "", ExitCode.CANNOT_TELL: "error"}.get(file.exit_code, "failure")
     if not kind and file.sidecar.state is SidecarState.DAMAGED:
         lines.append(f"its sidecar is damaged and still usable: {printable_text(file.sidecar.message)}")
-    return kind, _case(printable(file.path), kind, _verdict(file), lines)
+    return kind, _case(printable(file.path), kind, file.verdict.value, _verdict(file), lines)
 
 
 def _verdict(file: FileVerification) -> str:
@@ -79,14 +79,14 @@ def _unit_case(unit: UnitReport) -> tuple[str, str]:
         lines += [f"{printable(name)}: {words}" for name in names[:NAMES_LIMIT]]
         lines += [f"… and {len(names) - NAMES_LIMIT:,} more"] if len(names) > NAMES_LIMIT else []
     told = "directory: not complete" if unit.missing else "directory: cannot tell if complete"
-    return kind, _case(f"{printable(unit.path)}/", kind, told, lines)
+    return kind, _case(f"{printable(unit.path)}/", kind, "directory", told, lines)
 
 
-def _case(name: str, kind: str, message: str, lines: list[str]) -> str:
+def _case(name: str, kind: str, sort: str, message: str, lines: list[str]) -> str:
     start = f'    <testcase classname="bitward.verify" name="{_attribute(name)}" time="0"'
     body = _text("\n".join(lines))
     if kind:
-        return f'{start}><{kind} type="{kind}" message="{_attribute(message[:MESSAGE_CHARACTERS])}">{body}</{kind}></testcase>'
+        return f'{start}><{kind} type="{sort}" message="{_attribute(message[:MESSAGE_CHARACTERS])}">{body}</{kind}></testcase>'
     return f"{start}><system-out>{body}</system-out></testcase>" if lines else f"{start}/>"
 
 
