@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bitward.cli import main
 from bitward_agent.findings import ExitCode, Verdict
 from cli.command_line import COMMAND, bitward, environment
 from conftest import real_weights
@@ -138,7 +139,7 @@ def healed_lines(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_damage_in_the_store_is_told_healed_on_download_and_healed_in_the_store(
-    logged: Logged, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    logged: Logged, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert logged.tags["bitward.verdict"] == "intact"
     assert len(logged.tags["bitward.root"]) == 64
@@ -162,12 +163,11 @@ def test_damage_in_the_store_is_told_healed_on_download_and_healed_in_the_store(
     assert "blocks from parity" in healed_lines(caplog)
     assert logged.stored.read_bytes() == damaged, "a download does not write to the store"
 
-    healed = bitward("mlflow", "scrub", logged.name, "--heal")
-    assert healed.code == ExitCode.OK
-    assert "healed in its store" in healed.out
+    assert main(["mlflow", "scrub", logged.name, "--heal"]) == ExitCode.OK
+    assert "healed in its store" in capsys.readouterr().out
     assert logged.stored.read_bytes() == logged.good
     assert logged.tags["bitward.verdict"] == "intact"
-    assert bitward("mlflow", "verify", f"{logged.name}/1", "--quiet").code == ExitCode.OK
+    assert main(["mlflow", "verify", f"{logged.name}/1", "--quiet"]) == ExitCode.OK
 
 
 def test_damage_beyond_parity_is_refused(logged: Logged, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_store_that_goes_through_the_plug_in_protects_and_heals_by_itself(serv
     flip(stored, 5)
     copy = download("models:/guarded/1", tmp_path / "copy")
     assert (copy / WEIGHTS).read_bytes() == weights.read_bytes()
-    assert bitward("mlflow", "scrub", "guarded", "--heal", "--quiet").code == ExitCode.OK
+    assert main(["mlflow", "scrub", "guarded", "--heal", "--quiet"]) == ExitCode.OK
     assert stored.read_bytes() == weights.read_bytes()
 
 
@@ -392,22 +392,26 @@ def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Pa
 # ------------------------------------------------------------------------------------------------------------------ the edges
 
 
-def test_versions_without_sidecars_are_not_fine(server: Server, weights: Path, tmp_path: Path) -> None:
+def test_versions_without_sidecars_are_not_fine(
+    server: Server, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log_model(server, weights, tmp_path, "bare")
-    told = bitward("mlflow", "verify", "bare")
-    assert told.code == ExitCode.CANNOT_TELL
-    assert "bitward mlflow protect" in told.out
-    assert bitward("mlflow", "protect", "bare/1").code == ExitCode.OK
-    assert bitward("mlflow", "verify", "bare@nobody").code == ExitCode.CANNOT_TELL
-    assert bitward("mlflow", "verify", "models:/bare/1", "--quiet").code == ExitCode.OK
+    assert main(["mlflow", "verify", "bare"]) == ExitCode.CANNOT_TELL
+    assert "bitward mlflow protect" in capsys.readouterr().out
+    assert main(["mlflow", "protect", "bare/1"]) == ExitCode.OK
+    assert main(["mlflow", "verify", "bare@nobody"]) == ExitCode.CANNOT_TELL
+    assert main(["mlflow", "verify", "a/b/c"]) == ExitCode.USAGE
+    assert main(["mlflow", "verify", "models:/bare/1", "--quiet"]) == ExitCode.OK
 
 
-def test_a_registry_that_does_not_answer_is_3_and_shows_no_password() -> None:
-    uri = "http://user:s3cret@127.0.0.1:9"
-    done = bitward("mlflow", "scrub", "--tracking-uri", uri, "--json", **quiet_environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"))
-    assert done.code == ExitCode.CANNOT_TELL
-    assert "s3cret" not in done.out + done.err
-    assert "127.0.0.1:9" in done.document["error"]
+def test_a_registry_that_does_not_answer_is_3_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["mlflow", "scrub", "--tracking-uri", "http://user:s3cret@127.0.0.1:9", "--json"]) == ExitCode.CANNOT_TELL
+    told = capsys.readouterr()
+    assert "s3cret" not in told.out + told.err
+    assert "127.0.0.1:9" in json.loads(told.out)["error"]
 
 
 def test_without_mlflow_the_command_says_what_to_install() -> None:
