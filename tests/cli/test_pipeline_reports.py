@@ -352,6 +352,16 @@ def test_policy_takes_a_directory_with_an_index_as_a_whole(tmp_path: Path) -> No
     assert done.document["units"][0]["missing"] == ["config.json"]
 
 
+def test_a_git_lfs_pointer_is_told_as_one(small_checkpoint: Path, tmp_path: Path) -> None:
+    """What a checkout without LFS has in the file's place."""
+    assert bitward("protect", small_checkpoint, "--quiet").code == 0
+    size = small_checkpoint.stat().st_size
+    small_checkpoint.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n")
+    done = bitward("verify", "--policy", "protected", small_checkpoint, "--sarif", tmp_path / "o.sarif")
+    assert done.code in (ExitCode.NOT_REPAIRABLE, ExitCode.CHANGED, ExitCode.REPAIRABLE)
+    assert "git lfs pull" in done.out
+
+
 @pytest.mark.parametrize("option", [["--live", "1"], ["--sidecar-dir", "x"]])
 def test_policy_is_about_sidecars_beside_files(option: list[str]) -> None:
     assert bitward("verify", "x", "--policy", "all", *option).code == ExitCode.USAGE

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 import checkpoints
+from bitward.cli.verify import command as verify_command
+from bitward.registries.mlflow_reports import HealedArtifact, ModelVersionReport, RegistryReport
+from bitward.registries.mlflow_tags import ROOT_TAG, VERDICT_TAG, VERIFIED_TAG
 from bitward_agent.findings import ExitCode
 from cli.command_line import bitward, environment
 from docs.pages import ROOT, code_spans, sections, table_rows
@@ -34,6 +40,37 @@ def test_the_page_has_the_order_of_severity() -> None:
     order = re.search(r"paths wins: (\d), then (\d), (\d), (\d), (\d)\.", PAGE)
     assert order is not None
     assert [int(code) for code in order.groups()] == list(reversed(ExitCode.SEVERITY))
+
+
+def documents() -> list[Any]:
+    """Every indented block of the page that is YAML with keys."""
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", PAGE, re.MULTILINE)
+    return [yaml.safe_load(textwrap.dedent(block)) for block in blocks if re.match(r"\s*(- )?[a-z-]+:", block, re.IGNORECASE)]
+
+
+def test_the_examples_are_yaml_and_name_what_there_is() -> None:
+    found = documents()
+    assert len(found) == 4
+    hooks, action, gitlab, pod = found
+    assert {hook["id"] for hook in hooks["repos"][0]["hooks"]} == {hook["id"] for hook in HOOKS}
+    used = [step for step in action if "bitward" in step["uses"]]
+    assert all(set(step["with"]) <= set(ACTION["inputs"]) for step in used)
+    assert used
+    lines = [gitlab["verify-models"]["script"][1].split(), pod["spec"]["initContainers"][0]["command"]]
+    for line in lines:
+        assert line[:2] == ["bitward", "verify"]
+        options = {option for parameter in verify_command.params if isinstance(parameter, click.Option) for option in parameter.opts}
+        assert {word for word in line if word.startswith("--")} <= options
+
+
+def test_the_page_about_mlflow_has_the_modes_and_the_tags() -> None:
+    page = (ROOT / "docs" / "registries" / "mlflow.md").read_text(encoding="utf-8")
+    told = [code_spans(row[0])[0] for row in table_rows(sections(page)["Verify on download"])]
+    assert sorted(told) == ["enforce", "heal", "off", "warn"]
+    tags = [code_spans(row[0])[0] for row in table_rows(sections(page)["Protect"])]
+    assert tags == [ROOT_TAG, VERDICT_TAG, VERIFIED_TAG]
+    fields = {code_spans(row[0])[0] for row in table_rows(sections(page)["The document"])}
+    assert fields == {field.name for kind in (RegistryReport, ModelVersionReport, HealedArtifact) for field in dataclasses.fields(kind)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- pre-commit

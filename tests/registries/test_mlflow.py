@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -26,11 +27,16 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 SEED = 20_613
 CODE = """
+import hashlib
 import mlflow
 
 class Model(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        with open(context.artifacts["weights"], "rb") as file:
+            self.loaded = hashlib.sha256(file.read()).hexdigest()
+
     def predict(self, context, model_input: list[str], params=None):
-        return model_input
+        return [self.loaded for _ in model_input]
 
 mlflow.models.set_model(Model())
 """
@@ -122,6 +128,14 @@ def download(uri: str, folder: Path) -> Path:
     return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
 
 
+def loaded_digest(uri: str) -> str:
+    """The SHA-256 of the weights as MLflow's own loader hands them to the model's code."""
+    import mlflow
+
+    (digest,) = mlflow.pyfunc.load_model(uri).predict(["x"])
+    return str(digest)
+
+
 def refused(uri: str, folder: Path) -> str:
     """Why a download was refused."""
     import mlflow
@@ -162,6 +176,8 @@ def test_damage_in_the_store_is_told_healed_on_download_and_healed_in_the_store(
     assert "healed in the copy" in healed_lines(caplog)
     assert "blocks from parity" in healed_lines(caplog)
     assert logged.stored.read_bytes() == damaged, "a download does not write to the store"
+    assert loaded_digest(f"models:/{logged.name}/1") != (right := hashlib.sha256(logged.good).hexdigest()), "MLflow alone sees nothing"
+    assert loaded_digest(logged.uri) == right
 
     assert main(["mlflow", "scrub", logged.name, "--heal"]) == ExitCode.OK
     assert "healed in its store" in capsys.readouterr().out
@@ -221,6 +237,23 @@ def test_a_torn_transfer_is_completed_by_ranges(logged: Logged, server: Server, 
     assert fetched < len(logged.good) - 8_000_000
 
 
+def test_a_scrub_does_not_take_a_bad_transfer_for_a_bad_store(logged: Logged, server: Server) -> None:
+    from bitward.registries.mlflow import Options, scrub_registry
+
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        options = Options(tracking_uri=proxy.uri)
+        proxy.tears = 1
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.OK
+        proxy.flips = 1
+        report = scrub_registry([logged.name], options)
+        assert report.exit_code == ExitCode.OK
+        assert "first transfer was wrong" in report.versions[0].files[0].message
+        proxy.tears = 1_000
+        report = scrub_registry([logged.name], options)
+        assert report.exit_code == ExitCode.CANNOT_TELL
+        assert "cannot be fetched" in report.versions[0].files[0].message
+
+
 def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged, tmp_path: Path) -> None:
     """Somebody writes to the store, and makes sidecars that fit: the tag in the registry's database knows better."""
     from bitward.api import protect
@@ -257,9 +290,14 @@ def test_a_damaged_sidecar_is_mended_in_the_store(logged: Logged) -> None:
     ward = logged.stored.with_name(f"{logged.stored.name}.ward")
     good = ward.read_bytes()
     lose(ward, 300_000, 4096)
+    index = logged.stored.parents[1] / "bitward-unit.ward"
+    whole = index.read_bytes()
+    flip(index, 1)
+    assert "still readable" in scrub_registry([logged.name]).versions[0].message
     report = scrub_registry([logged.name], Options(heal=True))
     assert report.exit_code == ExitCode.OK
     assert ward.read_bytes() == good
+    assert index.read_bytes() == whole
 
 
 def test_versions_are_all_found_page_by_page_and_shared_artefacts_read_once(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,6 +450,13 @@ def test_a_registry_that_does_not_answer_is_3_and_shows_no_password(
     told = capsys.readouterr()
     assert "s3cret" not in told.out + told.err
     assert "127.0.0.1:9" in json.loads(told.out)["error"]
+
+
+def test_no_registry_is_made_up(tmp_path: Path) -> None:
+    done = bitward("mlflow", "scrub", **quiet_environment(MLFLOW_TRACKING_URI="", HOME=str(tmp_path)))
+    assert done.code == ExitCode.USAGE
+    assert "MLFLOW_TRACKING_URI" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_mlflow_the_command_says_what_to_install() -> None:

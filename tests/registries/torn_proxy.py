@@ -15,11 +15,16 @@ CONNECTION_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-
 
 @dataclass
 class Torn:
-    """``ranges`` are the Range headers that were asked of files that end with ``suffix``, ``torn`` how many transfers were cut."""
+    """``ranges`` are the Range headers that were asked of files that end with ``suffix``, ``torn`` how many transfers were cut.
+
+    Of transfers of whole files the first ``flips`` get a wrong bit, and ``tears`` are torn.
+    """
 
     uri: str = ""
     suffix: str = ".safetensors"
     at_bytes: int = 1_000_000
+    tears: int = 1_000
+    flips: int = 0
     torn: int = 0
     ranges: list[str] = field(default_factory=list)
 
@@ -62,8 +67,13 @@ def _handler(netloc: str, state: Torn) -> type[BaseHTTPRequestHandler]:
             self.send_header("Connection", "close")
             self.end_headers()
             if whole and not self.headers.get("Range") and len(data) > state.at_bytes:
-                state.torn += 1
-                data = data[: state.at_bytes]
+                if state.flips:
+                    state.flips -= 1
+                    data = data[: state.at_bytes] + bytes([data[state.at_bytes] ^ 64]) + data[state.at_bytes + 1 :]
+                elif state.tears:
+                    state.tears -= 1
+                    state.torn += 1
+                    data = data[: state.at_bytes]
             self.wfile.write(data)
             self.close_connection = True
 

@@ -43,6 +43,8 @@ class _Registry:
     def __init__(self, options: Options) -> None:
         mlflow = need_mlflow()
         self.options = options
+        if options.tracking_uri is None and not mlflow.is_tracking_uri_set():
+            raise InputError("which registry? --tracking-uri or MLFLOW_TRACKING_URI names it (else MLflow would make an empty one here)")
         self.tracking = without_secrets(options.tracking_uri or mlflow.get_tracking_uri())
         try:
             self.client = mlflow.MlflowClient(options.tracking_uri, options.registry_uri or options.tracking_uri)

@@ -19,13 +19,15 @@ from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.repair import RepairRequest, repair_file
-from bitward_agent.units import is_ours, read_index
+from bitward_agent.units import heal_index, index_damage, is_ours, read_index
 from bitward_agent.verify import FlipBudget, open_sidecar, verify_file
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
-from bitward_formats.unit_index import UNIT_INDEX_NAME
+from bitward_formats.unit_index import UNIT_INDEX_NAME, UnitIndex
 
 WARD = ".ward"
+FILES_TOLD_LIMIT = 1000
+"""Most artefacts of one version that a report tells of; the verdict counts all."""
 NOT_PROTECTED_TOLD = "not protected: 'bitward mlflow protect' logs sidecars for it"
 
 
@@ -44,8 +46,10 @@ class Check:
     progress: ProgressSink | None = None
 
 
-def settle_mtime(path: str, ward: str) -> None:
+def settle_mtime(path: str, ward: str) -> int:
     """Give a fetched copy the time that its sidecar knows: when it was fetched says nothing about whether it was rewritten.
+
+    Returns how many bytes the sidecar says that it should have.
 
     Raises:
         UnreadableError, SidecarError: the sidecar cannot be used.
@@ -53,6 +57,7 @@ def settle_mtime(path: str, ward: str) -> None:
     file, sidecar, _ = open_sidecar(ward)
     file.close()
     os.utime(path, ns=(sidecar.superblock.mtime_ns, sidecar.superblock.mtime_ns))
+    return sidecar.superblock.file_bytes
 
 
 def check_tree(tree: ArtifactTree, report: ModelVersionReport, check: Check) -> ModelVersionReport:
@@ -78,13 +83,16 @@ class _Tree:
         found = [self._member(path, roots) for path in self.listed if not is_ours(posixpath.basename(path))]
         found += [_gone(path) for path in sorted(roots.keys() - self.listed.keys())]
         code = ExitCode.worst([code, *(one.exit_code for one in found)])
+        told = [one for one in found if one.verdict is not Verdict.INTACT or one.message or _unsound(one.sidecar)]
+        if len(told) > FILES_TOLD_LIMIT:
+            problem = "; ".join(filter(None, (problem, f"{len(told) - FILES_TOLD_LIMIT:,} more artefacts are not intact")))
         return replace(
             report,
             verdict=VERDICT_OF_CODE[code],
             bytes=self.bytes,
             file_count=len(found),
             root=root,
-            files=tuple(one for one in found if one.verdict is not Verdict.INTACT or one.message or _unsound(one.sidecar)),
+            files=tuple(told[:FILES_TOLD_LIMIT]),
             healed=tuple(self.healed),
             message=problem,
             exit_code=code,
@@ -99,17 +107,30 @@ class _Tree:
                 return "", {}, told, ExitCode.CANNOT_TELL
             return "", {}, "no index of sidecars: whether artefacts are missing cannot be told", ExitCode.CANNOT_TELL
         try:
-            index = read_index(self._local(UNIT_INDEX_NAME))
+            local = self._local(UNIT_INDEX_NAME)
+            index = read_index(local)
+            if isinstance(index, str):
+                return "", {}, f"its index of sidecars cannot be used: {index}", ExitCode.CANNOT_TELL
+            note = self._heal_index(local, index)
         except BitwardError as error:
             return "", {}, str(error), ExitCode.CANNOT_TELL
-        if isinstance(index, str):
-            return "", {}, f"its index of sidecars cannot be used: {index}", ExitCode.CANNOT_TELL
         root = index.superblock.root.hex()
         roots = {os.fsdecode(entry.path): entry.root.hex() for entry in index.entries}
         if expected and expected != root:
             told = "its sidecars are not those that were logged: the registry's tag bitward.root names another root"
             return root, roots, told, ExitCode.NOT_REPAIRABLE
-        return root, roots, "", ExitCode.OK
+        return root, roots, note, ExitCode.OK
+
+    def _heal_index(self, local: str, index: UnitIndex) -> str:
+        """What is to be said of an index that can be read and is not whole; with ``heal`` it is written anew."""
+        if not index_damage(local, index):
+            return ""
+        if not self.check.heal or self.check.expected_root not in ("", index.superblock.root.hex()):
+            return "its index of sidecars is damaged and still readable: --heal writes it anew"
+        heal_index(local, index)
+        if self.tree.folder is None:
+            self.tree.put(local, UNIT_INDEX_NAME)
+        return "its index of sidecars was damaged and is whole again"
 
     def _local(self, path: str) -> str:
         """An artefact as a file of this machine: where it lies, or fetched. Raises RegistryError."""
@@ -124,7 +145,10 @@ class _Tree:
         wanted, free = self.listed.get(path) or 0, shutil.disk_usage(self.scratch).free
         if wanted > free:
             raise RegistryError(f"{self.tree.name}/{path}: {wanted:,} bytes do not fit into {self.scratch}; set TMPDIR to a larger place")
-        self.tree.fetch(path, target)
+        try:
+            self.tree.fetch(path, target)
+        except RegistryError:
+            self.tree.fetch(path, target)  # a connection may break; one that breaks twice is told
         return target
 
     def _member(self, path: str, roots: Mapping[str, str]) -> FileVerification:

@@ -19,6 +19,8 @@ from bitward_agent.verify import verify_file
 from bitward_formats.unit_index import UNIT_INDEX_NAME
 
 WARD = ".ward"
+SPARE_FETCH_BYTES = 1 << 20
+"""What healing one copy may fetch besides twice the file: headers, and ranges that are asked for again."""
 
 
 class Refusal(BitwardError):
@@ -87,7 +89,7 @@ def fetch_verified(tree: ArtifactTree, path: str, local: str, mode: str, *, prot
         ward = os.path.join(scratch, os.path.basename(path) + WARD)
         tree.fetch(path + WARD, ward)
         torn = _fetch(tree, path, local)
-        settle_mtime(local, ward)
+        file_bytes = settle_mtime(local, ward)
         found = verify_file(local, ward)
         if root and found.root and found.root != root:
             yield from _refuse(mode, f"{shown}: its sidecar is not the one that was logged")
@@ -95,7 +97,7 @@ def fetch_verified(tree: ArtifactTree, path: str, local: str, mode: str, *, prot
         if found.verdict is Verdict.INTACT:
             return
         if mode == "heal" and found.verdict is Verdict.DAMAGED:
-            yield _healed(shown, _heal(tree, path, local, ward), torn)
+            yield _healed(shown, _heal(tree, path, local, ward, file_bytes), torn)
             return
         yield from _refuse(mode, _verdict_of(shown, found))
 
@@ -111,9 +113,9 @@ def _fetch(tree: ArtifactTree, path: str, local: str) -> str:
     return ""
 
 
-def _heal(tree: ArtifactTree, path: str, local: str, ward: str) -> FileRepair:
+def _heal(tree: ArtifactTree, path: str, local: str, ward: str, file_bytes: int) -> FileRepair:
     """Repair a fetched copy: parity first, then ranges of the store, of which every block is held against its digest. Raises Refusal."""
-    with tree.sources(path, Limits()) as sources:
+    with tree.sources(path, Limits(max_fetch_bytes=2 * file_bytes + SPARE_FETCH_BYTES)) as sources:
         done = repair_file(local, ward, RepairRequest(sources, now_ns=time.time_ns()))
     if done.verdict is not Verdict.INTACT:
         lost = f"{count(done.remaining, 'block')} beyond what parity and the store can restore"
@@ -129,7 +131,7 @@ def _healed(shown: str, done: FileRepair, torn: str) -> str:
     if fetched:
         parts.append(f"{count(fetched, 'block')} read again from the store ({sum(use.fetched_bytes for use in done.sources):,} bytes)")
     why = f" (its transfer broke: {torn})" if torn else ""
-    hint = "; the stored artefact is still damaged: 'bitward mlflow scrub --heal' puts it right" if done.repaired > fetched else ""
+    hint = "; if the stored one is what is damaged, 'bitward mlflow scrub --heal' puts it right" if done.repaired > fetched else ""
     return f"{shown}: was damaged and is healed in the copy that was downloaded: {' and '.join(parts)}{why}{hint}"
 
 
