@@ -75,7 +75,7 @@ OPTIONS = {
     },
     "mlflow protect": {"--tracking-uri", "--registry-uri", "--preset", "--hash", "--force", "--no-tags"},
     "mlflow verify": {"--tracking-uri", "--registry-uri"},
-    "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--no-tags"},
+    "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--from", "--no-tags"},
     "agent run": {"--config"},
     "agent check-config": {"--config"},
     "agent status": {"--config"},

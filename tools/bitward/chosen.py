@@ -39,7 +39,7 @@ def chosen(paths: Sequence[PathLike], policy: Policy) -> list[str]:
             found |= dict.fromkeys([path] if policy is Policy.ALL or _has_index(path) else _protected_below(path))
             continue
         subject = _subject(path)
-        if policy is Policy.ALL or subject != path or os.path.lexists(path + WARD) or not os.path.lexists(path):
+        if policy is Policy.ALL or subject != path or _is_protected(path) or not os.path.lexists(path):
             found[subject] = None
     return _without_members(list(found))
 
@@ -50,6 +50,11 @@ def _subject(path: str) -> str:
     if name == UNIT_INDEX_NAME:
         return folder or "."
     return path.removesuffix(WARD) if name.endswith(WARD) and name != WARD else path
+
+
+def _is_protected(path: str) -> bool:
+    """Whether a sidecar lies beside a file, or beside what a link leads to, as in a hub cache."""
+    return os.path.lexists(path + WARD) or os.path.lexists(os.path.realpath(path) + WARD)
 
 
 def _has_index(folder: str) -> bool:

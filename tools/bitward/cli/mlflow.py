@@ -60,6 +60,7 @@ def verify_command(models: tuple[str, ...], view: View, jobs: int | None, **aske
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
 @_registry_options
 @click.option("--heal", is_flag=True, help="Repair damaged artefacts in their store.")
+@click.option("--from", "sources", multiple=True, metavar="SOURCE", help="With --heal: another copy, for what parity cannot restore.")
 @click.option("--no-tags", is_flag=True, help="Write no tags.")
 @with_view
 def scrub_command(models: tuple[str, ...], view: View, jobs: int | None, **asked: Any) -> int:

@@ -132,7 +132,10 @@ def verify_registry(models: Sequence[str] = (), options: Options | None = None) 
 
 def scrub_registry(models: Sequence[str] = (), options: Options | None = None) -> RegistryReport:
     """As :func:`verify_registry`, and write verdict and time as tags; with ``heal`` put right what its sidecar can, in the store."""
-    return _checked(models, options or Options(), "bitward.mlflow-scrub/1")
+    options = options or Options()
+    if options.sources and not options.heal:
+        raise InputError("sources are for healing: --from goes with --heal")
+    return _checked(models, options, "bitward.mlflow-scrub/1")
 
 
 def _checked(models: Sequence[str], options: Options, schema: str) -> RegistryReport:
@@ -145,7 +148,7 @@ def _checked(models: Sequence[str], options: Options, schema: str) -> RegistryRe
         root = str(version.tags.get(ROOT_TAG, ""))
         before = known.get((tree.uri, root))
         if before is None:
-            wanted = Check(budget, root, options.heal, time.time_ns(), options.jobs, options.progress)
+            wanted = Check(budget, root, options.heal, options.sources, time.time_ns(), options.jobs, options.progress)
             found = known[tree.uri, root] = check_tree(tree, report, wanted)
         else:
             told = "; ".join(filter(None, (before.message, f"the same artefacts as {before.model}/{before.version}, read once")))

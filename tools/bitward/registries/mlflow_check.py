@@ -17,8 +17,9 @@ from bitward.registries.mlflow_reports import HealedArtifact, ModelVersionReport
 from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
-from bitward_agent.findings import ExitCode, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
+from bitward_agent.findings import ExitCode, FileRepair, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.opening import Places
 from bitward_agent.units import heal_index, index_damage, is_ours, read_index
 from bitward_agent.verify import FlipBudget, open_sidecar, verify_file
 from bitward_formats.errors import FormatError
@@ -35,12 +36,13 @@ NOT_PROTECTED_TOLD = "not protected: 'bitward mlflow protect' logs sidecars for 
 class Check:
     """How to look at a tree. ``expected_root`` is what the registry says the index's root is, "" if it says nothing.
 
-    ``budget`` counts the flips that the whole report may still list.
+    ``budget`` counts the flips that the whole report may still list; ``sources`` are other copies, for what parity cannot restore.
     """
 
     budget: FlipBudget
     expected_root: str = ""
     heal: bool = False
+    sources: tuple[str, ...] = ()
     now_ns: int = 0
     jobs: int | None = None
     progress: ProgressSink | None = None
@@ -201,7 +203,7 @@ class _Tree:
 
     def _heal(self, local: str, ward: str, path: str, before: FileVerification) -> FileVerification:
         """Repair an artefact and its sidecar, store what was repaired, and read back what the store now has."""
-        done = repair_file(local, ward, RepairRequest(now_ns=self.check.now_ns), jobs=self.check.jobs, progress=self.check.progress)
+        done = self._repaired(local, ward, path)
         if done.verdict is not Verdict.INTACT or done.exit_code:
             return replace(before, message="; ".join(filter(None, (before.message, "not healed", done.message))))
         if self.tree.folder is None:
@@ -218,6 +220,18 @@ class _Tree:
         else:
             after = replace(after, message="; ".join(filter(None, (after.message, "healed and stored, but it does not read back right"))))
         return after
+
+
+    def _repaired(self, local: str, ward: str, path: str) -> FileRepair:
+        """Parity first, then the sources that the user named."""
+        with Places(self.check.sources) as places:
+            opened = places.of_file(local, path, alone=False)
+            try:
+                wanted = RepairRequest(tuple(opened), now_ns=self.check.now_ns)
+                return repair_file(local, ward, wanted, jobs=self.check.jobs, progress=self.check.progress)
+            finally:
+                for source in opened:
+                    source.close()
 
 
 def _unsound(sidecar: SidecarReport) -> bool:

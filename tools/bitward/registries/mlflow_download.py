@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bitward.registries.mlflow_check import settle_mtime
 from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
@@ -48,18 +48,19 @@ def bound_roots(tree: ArtifactTree, expected: str) -> dict[str, str]:
     return {os.fsdecode(entry.path): entry.root.hex() for entry in index.entries}
 
 
-def missing_members(folder: str) -> list[str]:
-    """What the index of a downloaded folder names and is not there; nothing where there is no index.
+def missing_members(folder: str, names: Sequence[str] | None) -> list[str]:
+    """Which of some artefacts are not in a downloaded folder; without ``names`` those that an index in it knows, if there is one.
 
     Raises:
         Refusal: the index cannot be used.
     """
-    index = read_index(os.path.join(folder, UNIT_INDEX_NAME))
-    if isinstance(index, str):
-        if index:
-            raise Refusal(f"{UNIT_INDEX_NAME}: cannot be used: {index}")
-        return []
-    names = (os.fsdecode(entry.path) for entry in index.entries)
+    if names is None:
+        index = read_index(os.path.join(folder, UNIT_INDEX_NAME))
+        if isinstance(index, str):
+            if index:
+                raise Refusal(f"{UNIT_INDEX_NAME}: cannot be used: {index}")
+            return []
+        names = [os.fsdecode(entry.path) for entry in index.entries]
     return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
 
 

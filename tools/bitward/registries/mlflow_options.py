@@ -8,12 +8,16 @@ from bitward_formats.frozen import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a registry is looked at. ``tags``: write them. ``preset``, ``leaf_hash`` and ``force`` are for protecting."""
+    """How a registry is looked at. ``tags``: write them. ``sources``: other copies to heal from, as ``bitward repair --from`` has them.
+
+    ``preset``, ``leaf_hash`` and ``force`` are for protecting.
+    """
 
     tracking_uri: str | None = None
     registry_uri: str | None = None
     tags: bool = True
     heal: bool = False
+    sources: tuple[str, ...] = ()
     preset: str = "standard"
     leaf_hash: str = "xxh3"
     force: bool = False

@@ -159,17 +159,19 @@ class BitwardArtifactRepository(ArtifactRepository):  # type: ignore[misc] # MLf
                 return repository.download_artifacts(inside, dst_path)
             artifact_path = inside
         done: str = super().download_artifacts(artifact_path or "", dst_path)
-        self._check_complete(done)
+        self._check_complete(done, (artifact_path or "").strip("/"))
         return done
 
-    def _check_complete(self, folder: str) -> None:
-        """Refuse a downloaded model whose index names what did not come. Raises MlflowException."""
+    def _check_complete(self, folder: str, artifact_path: str) -> None:
+        """Refuse a downloaded model, or part of one, whose index names what did not come. Raises MlflowException."""
         from bitward.registries.mlflow_download import missing_members
 
         how = mode()
         if how is Mode.OFF or not os.path.isdir(folder):
             return
-        missing = _told(lambda: missing_members(folder))
+        top = f"{artifact_path}/" if artifact_path else ""
+        bound = [name.removeprefix(top) for name in _told(self._bound) if name.startswith(top)] if self._expected else None
+        missing = _told(lambda: missing_members(folder, bound))
         if not missing:
             return
         told = f"{len(missing)} of the model's artefacts are gone from the store, {missing[0]!r} among them"
