@@ -426,7 +426,12 @@ def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Pa
     from bitward.registries.mlflow_plugin import BitwardArtifactRepository
 
     repository = BitwardArtifactRepository("bitward+mlflow-artifacts:/single", tracking_uri=server.uri)
-    repository.log_artifact(str(weights), "inner")
+    link = tmp_path / weights.name
+    link.symlink_to(weights)
+    (tmp_path / "other.safetensors").symlink_to(weights)
+    repository.log_artifact(str(tmp_path / "other.safetensors"), "linked")
+    assert (server.artifacts / "single" / "linked" / "other.safetensors.ward").exists()
+    repository.log_artifact(str(link), "inner")
     stored = server.artifacts / "single" / "inner" / weights.name
     assert stored.read_bytes() == weights.read_bytes()
     lose(stored, 70_000, 1000)

@@ -120,6 +120,8 @@ class BitwardArtifactRepository(ArtifactRepository):  # type: ignore[misc] # MLf
             return
         with tempfile.TemporaryDirectory(prefix="bitward-mlflow-") as scratch:
             _protect(local_file, scratch)
+            for made in os.listdir(scratch):  # one sidecar, with the name of the file that a link may lead to
+                os.rename(os.path.join(scratch, made), os.path.join(scratch, os.path.basename(local_file) + _WARD))
             self._tree.repository.log_artifact(local_file, artifact_path)
             self._put_sidecars(scratch, artifact_path)
 
@@ -246,6 +248,9 @@ def _protect(path: str, scratch: str) -> None:
     failed = [one for one in made.files if one.exit_code]
     if failed:
         raise MlflowException(f"bitward: not logged: {failed[0].path}: {failed[0].message}")
+    for unit in made.units:
+        for skipped in unit.skipped:
+            _log.warning("%s: %s: logged without a sidecar", path, skipped)
 
 
 def _told(call: Any) -> Any:
