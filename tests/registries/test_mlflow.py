@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -57,6 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         with served(tmp_path_factory.mktemp("mlflow")) as running:
             patch.setenv("MLFLOW_TRACKING_URI", running.uri)
             yield running
+        gc.collect()  # connections that MLflow leaves open end here, not within the tests of others
 
 
 @pytest.fixture(scope="module")
