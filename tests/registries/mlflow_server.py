@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cli.command_line import ROOTS
 
-START_LIMIT_SECONDS = 120
+START_LIMIT_SECONDS = 240
 
 
 @dataclass(frozen=True)
