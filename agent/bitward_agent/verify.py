@@ -19,6 +19,10 @@ from bitward_formats.spans import Role, Span
 
 MOVES_TOLD = "the file changes while it is read: verify it when its writer is done"
 REPAIR_PENDING_TOLD = "an interrupted repair is pending: 'bitward repair' finishes it"
+POINTER_TOLD = "this is a Git LFS pointer, not the file: 'git lfs pull' fetches it"
+_POINTER_BEGINNING = b"version https://git-lfs.github.com/spec/v1\n"
+_POINTER_BYTES = 1024
+"""How a pointer file begins, which Git has in the file's place until it is fetched, and what it stays below (Git LFS specification)."""
 REPLACED_TOLD = "the file was replaced or removed while it was read: verify it again"
 
 
@@ -213,6 +217,8 @@ def _verdict(
     notes = []
     if os.path.lexists(journal_path(pair.ward.path)):
         notes.append(REPAIR_PENDING_TOLD)
+    if result.bad_blocks and pair.state.size < _POINTER_BYTES and pair.file.read(0, len(_POINTER_BEGINNING)) == _POINTER_BEGINNING:
+        notes.append(POINTER_TOLD)
     verdict, damage = Verdict.INTACT, tuple[Damage, ...]()
     if result.bad_blocks or excess:
         from bitward_agent.judge import judge  # loads NumPy: only where there is damage

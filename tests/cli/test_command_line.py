@@ -21,7 +21,6 @@ from cli.command_line import COMMAND, bitward, environment
 SHARED = {"--json", "--jobs", "--quiet", "--no-progress"}
 OPTIONS = {
     "protect": {"--preset", "--hash", "--sidecar-dir", "--expect", "--force", "--no-first-sight"},
-    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live"},
     "gate": {
         "--policy",
         "--max-age",
@@ -33,6 +32,7 @@ OPTIONS = {
         "--timeout",
         "--deny-unprotected",
     },
+    "verify": {"--tensor", "--sidecar-only", "--sidecar-dir", "--sealed-by", "--live", "--sarif", "--junit", "--policy"},
     "repair": {"--from", "--max-fetch", "--allow-full-download", "--dry-run", "--best-effort", "--sidecar-dir", "--live"},
     "explain": {"--sidecar-dir"},
     "inspect": {"--all"},
@@ -89,6 +89,9 @@ OPTIONS = {
     "hf pull": {"--revision", "--cache-dir", "--sidecar-dir", "--no-sidecars", "--max-fetch"},
     "hf push": {"--revision", "--cache-dir", "--sidecar-dir", "--create-pr", "--message", "--dry-run"},
     "hf card": {"--cache-dir", "--sidecar-dir"},
+    "mlflow protect": {"--tracking-uri", "--registry-uri", "--preset", "--hash", "--force", "--no-tags"},
+    "mlflow verify": {"--tracking-uri", "--registry-uri"},
+    "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--from", "--no-tags"},
     "agent run": {"--config"},
     "agent check-config": {"--config"},
     "agent status": {"--config"},

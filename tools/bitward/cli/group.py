@@ -27,6 +27,7 @@ COMMANDS = (
     "trace",
     "diagnose",
     "hf",
+    "mlflow",
 )
 
 

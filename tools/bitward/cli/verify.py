@@ -14,6 +14,13 @@ from bitward.cli.view import View
 @click.option("--sidecar-only", is_flag=True, help="Check the sidecar itself; do not read the file.")
 @sidecar_dir_option
 @click.option("--sealed-by", metavar="KEY", help="Public key (PEM, or a folder of keygen): what it did not seal is never intact.")
+@click.option("--sarif", metavar="FILE", help="Write a SARIF 2.1.0 report, too.")
+@click.option("--junit", metavar="FILE", help="Write a JUnit XML report, too.")
+@click.option(
+    "--policy",
+    type=click.Choice(["all", "protected"]),
+    help="For pipelines: a sidecar stands for its file; 'protected' leaves out what has none.",
+)
 @with_view
 def command(
     paths: tuple[str, ...],
@@ -22,6 +29,9 @@ def command(
     sidecar_dir: str | None,
     live: int | None,
     sealed_by: str | None,
+    sarif: str | None,
+    junit: str | None,
+    policy: str | None,
     jobs: int | None,
     view: View,
 ) -> int:
@@ -29,6 +39,20 @@ def command(
     from bitward.api import verify
     from bitward.report.verify_text import sidecar_only_lines, verify_lines
 
+    files = None
+    if sarif is not None or junit is not None:
+        if sidecar_only:
+            raise click.UsageError("--sarif and --junit tell of the files: they do not go with --sidecar-only")
+        from bitward.report.pipeline_files import PipelineFiles
+
+        files = PipelineFiles(sarif, junit)
+        files.make_ready()
+    if policy is not None:
+        if live is not None or sidecar_dir is not None:
+            raise click.UsageError("--policy is about sidecars beside their files: neither --live nor --sidecar-dir goes with it")
+        from bitward.chosen import Policy, chosen
+
+        paths = tuple(chosen(paths, Policy(policy)))
     with view.progress() as sink:
         report = verify(
             *paths,
@@ -40,4 +64,6 @@ def command(
             jobs=jobs,
             progress=sink,
         )
+    if files is not None:
+        files.write(report)
     return view.finish(report, sidecar_only_lines if sidecar_only else verify_lines)
