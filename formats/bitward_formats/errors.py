@@ -118,6 +118,10 @@ class ManifestError(FormatError):
     """A signature bundle or manifest of model signing that is malformed, inconsistent, or of another kind."""
 
 
+class OciError(FormatError):
+    """A manifest, index, descriptor or layout of OCI that is not what the image specification asks for, or goes beyond our bounds."""
+
+
 class SealError(FormatError):
     """A seal that is malformed, of another version, or that does not seal what a seal may."""
 

@@ -32,6 +32,10 @@ OPTIONS = {
     "manifest import": {"--signature", "--preset", "--hash", "--sidecar-dir"},
     "inject": {"--flips", "--rate", "--lanes", "--burst", "--zero", "--seed", "--keep-mtime"},
     "drill": {"--seed"},
+    "oci push": {"--artifact-type", "--no-sidecars", "--preset", "--hash", "--plain-http"},
+    "oci pull": {"--force", "--max-fetch", "--plain-http"},
+    "oci verify": {"--plain-http"},
+    "oci protect": {"--force", "--preset", "--hash", "--plain-http"},
     "harden": {
         "--output",
         "--finetune",

@@ -39,20 +39,26 @@ class HttpPlace:
 
     is_local = False
 
-    def __init__(self, address: WebAddress, limits: Limits, budget: Budget, *, name: str = "", token: str = "") -> None:
+    def __init__(
+        self, address: WebAddress, limits: Limits, budget: Budget, *, name: str = "", token: str = "", client: WebClient | None = None
+    ) -> None:
         """``name`` is shown instead of the URL; ``token`` is sent as a bearer's to that server, and to no other.
+
+        A ``client`` that is given is used instead of one of its own, and left open.
 
         Raises:
             MissingExtraError: httpx is not installed.
         """
         self.name = name or address.name
         self._address, self.limits, self.budget = address, limits, budget
-        self.client = WebClient(address, limits, token)
+        self.client = client or WebClient(address, limits, token)
+        self._owns_client = client is None
         self._dead = ""
 
     def close(self) -> None:
         """Close all connections."""
-        self.client.close()
+        if self._owns_client:
+            self.client.close()
 
     def open(self, relative: str, meter: Meter) -> HttpFile | None:
         """See ``Place.open``: one byte is asked for, which tells the size, the version and whether ranges are served."""

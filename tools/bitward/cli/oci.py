@@ -1,0 +1,132 @@
+"""``bitward oci``: models in OCI registries, with their sidecars beside them."""
+
+from __future__ import annotations
+
+import click
+
+from bitward.cli.options import Command, byte_count, ended_in_good_order, with_view
+from bitward.cli.view import View
+
+
+@click.group("oci", short_help="Models in OCI registries: push, pull, verify, protect.")
+def command() -> None:
+    """Models in OCI registries and layouts. A sidecar is a referrer of the model's manifest (OCI 1.1), so the model stays as it is.
+
+    A reference is HOST[:PORT]/REPOSITORY[:TAG][@sha256:HEX]. Credentials are those of 'docker login'.
+    """
+
+
+def _plain_http(command: Command) -> Command:
+    text = "Speak HTTP without TLS; with registries on this machine that is the default."
+    return click.option("--plain-http", is_flag=True, help=text)(command)
+
+
+def _max_fetch(command: Command) -> Command:
+    text = "Most bytes to be fetched again for healing, such as 500M.  [default: 1 GiB]"
+    return click.option("--max-fetch", callback=byte_count, metavar="BYTES", help=text)(command)
+
+
+def _parity(command: Command) -> Command:
+    presets = click.Choice(["lean", "standard", "strong"])
+    decorated = click.option("--preset", type=presets, default="standard", show_default=True, help="How much parity.")(command)
+    hashes = click.Choice(["xxh3", "blake3"])
+    return click.option("--hash", "leaf_hash", type=hashes, default="xxh3", show_default=True, help="Hash of the blocks.")(decorated)
+
+
+@command.command("push", short_help="Push files and their sidecars.")
+@click.argument("reference", metavar="REF")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--artifact-type", metavar="TYPE", help="Type of the artefact.  [default: application/vnd.bitward.model.v1]")
+@click.option("--no-sidecars", is_flag=True, help="Push the files alone.")
+@_parity
+@_plain_http
+@with_view
+def push_command(
+    reference: str,
+    paths: tuple[str, ...],
+    artifact_type: str | None,
+    no_sidecars: bool,
+    preset: str,
+    leaf_hash: str,
+    plain_http: bool,
+    jobs: int | None,
+    view: View,
+) -> int:
+    """Push files, or a directory's files, as one artefact with a layer for each, as ORAS does, and their sidecars as its referrer.
+
+    A file that is not what its sidecar knows is not pushed, and then nothing is.
+    """
+    from bitward.registries.oci_push import PushRequest, push
+    from bitward.report.blobs_text import blobs_lines
+    from bitward_agent.sources.limits import Limits
+    from bitward_formats.digest import LeafHash
+    from bitward_formats.oci import MODEL_ARTIFACT
+
+    with view.progress() as sink, ended_in_good_order():
+        kind = artifact_type or MODEL_ARTIFACT
+        request = PushRequest(Limits(), kind, preset, LeafHash[leaf_hash.upper()], not no_sidecars, plain_http, jobs, sink)
+        report = push(reference, paths, request)
+    return view.finish(report, blobs_lines)
+
+
+@command.command("pull", short_help="Pull files, verified and healed.")
+@click.argument("reference", metavar="REF")
+@click.argument("folder", metavar="DIR")
+@click.option("--force", is_flag=True, help="Replace files that are in the way and hold something else.")
+@_max_fetch
+@_plain_http
+@with_view
+def pull_command(reference: str, folder: str, force: bool, max_fetch: int | None, plain_http: bool, jobs: int | None, view: View) -> int:
+    """Pull a manifest's layers into DIR with their sidecars. A file appears under its name only when its digest is right.
+
+    A layer that comes damaged is healed from its sidecar, and by asking the registry again for what parity lacks. Files that are there
+    already are verified, and healed the same way.
+    """
+    from bitward.registries.oci_pull import PullRequest, pull
+    from bitward.report.blobs_text import blobs_lines
+    from bitward_agent.sources.limits import DEFAULT_FETCH_BYTES, Limits
+
+    with view.progress() as sink, ended_in_good_order():
+        limits = Limits(DEFAULT_FETCH_BYTES if max_fetch is None else max_fetch)
+        report = pull(reference, folder, PullRequest(limits, plain_http, force, jobs, sink))
+    return view.finish(report, blobs_lines)
+
+
+@command.command("verify", short_help="Verify what a registry serves, or a layout.")
+@click.argument("reference", metavar="REF|DIR")
+@_plain_http
+@with_view
+def verify_command(reference: str, plain_http: bool, jobs: int | None, view: View) -> int:
+    """Hold every blob of a manifest against its digest, as the registry serves it; damage is located by the sidecar.
+
+    With the directory of an OCI image layout, every blob that its index leads to.
+    """
+    from bitward.registries.oci_verify import VerifyRequest, verify
+    from bitward.report.blobs_text import blobs_lines
+    from bitward_agent.sources.limits import Limits
+
+    with view.progress() as sink, ended_in_good_order():
+        report = verify(reference, VerifyRequest(Limits(), plain_http, jobs, sink))
+    return view.finish(report, blobs_lines)
+
+
+@command.command("protect", short_help="Make sidecars for what is in a registry.")
+@click.argument("reference", metavar="REF")
+@click.option("--force", is_flag=True, help="Make sidecars also for layers that have some.")
+@_parity
+@_plain_http
+@with_view
+def protect_command(reference: str, force: bool, preset: str, leaf_hash: str, plain_http: bool, jobs: int | None, view: View) -> int:
+    """Make sidecars for the layers of a manifest, whoever pushed it, and attach them as its referrer. The manifest stays as it is.
+
+    What is protected is the blob as it is stored: a compressed or archived layer as a run of bytes.
+    """
+    from bitward.registries.oci_protect import ProtectRequest, protect
+    from bitward.report.blobs_text import blobs_lines
+    from bitward_agent.sources.limits import Limits
+    from bitward_formats.digest import LeafHash
+
+    with view.progress() as sink, ended_in_good_order():
+        request = ProtectRequest(Limits(), preset, LeafHash[leaf_hash.upper()], force, plain_http, jobs, sink)
+        report = protect(reference, request)
+    return view.finish(report, blobs_lines)

@@ -1,0 +1,1 @@
+"""Places where models are kept and handed out: what is in them is verified, healed, and given sidecars."""

@@ -1,0 +1,229 @@
+"""``bitward oci pull``: a manifest's layers and their sidecars into a folder. A file appears under its name only when its digest is right.
+
+A layer that arrives damaged, or lies damaged in the registry, is healed on the way: from its sidecar's parity, and by asking the registry
+again for the blocks that parity lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_healing import Healing, Wanted, difference, hash_file, heal_blob
+from bitward.registries.oci_client import NotInRegistryError, Repository
+from bitward.registries.oci_reference import parse_reference
+from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
+from bitward.targets import VERDICT_OF_CODE
+from bitward_agent.durable import make_folder, sync_folder
+from bitward_agent.errors import BitwardError, InputError, WriteError
+from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
+from bitward_agent.io import OpenFile, open_folder, reason, resolve
+from bitward_agent.journal import restore_mtime
+from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.limits import Limits
+from bitward_agent.units import index_path, is_ours, write_index
+from bitward_agent.verify import open_sidecar, verify_file
+from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
+from bitward_formats.oci import Descriptor, file_names
+from bitward_formats.unit_index import UnitEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What was asked for. ``force``: replace files that are in the way."""
+
+    limits: Limits
+    plain_http: bool = False
+    force: bool = False
+    jobs: int | None = None
+    progress: ProgressSink | None = None
+
+
+def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
+    """Pull a manifest into a folder; see the module.
+
+    Raises:
+        InputError: the reference is none.
+        SourceError, OciError, UntrustedError: the manifest cannot be had or used. Then nothing was written.
+        WriteError: the folder cannot be made.
+    """
+    started = time.monotonic()
+    named = parse_reference(reference, plain_http=request.plain_http)
+    with Repository(named, request.limits) as repository:
+        manifest = wanted_manifest(repository)
+        names = file_names(manifest.layers, named.name)
+        sidecars = find_sidecars(repository, manifest)
+        top = resolve(folder)
+        make_folder(top)
+        taken = {f"{name}.ward" for name in names} & set(names)
+        puller = _Puller(repository, top, request)
+        blobs = []
+        for name, layer in dict(zip(names, manifest.layers, strict=True)).items():
+            candidates = () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ())
+            blobs.append(puller.pull(name, layer, candidates))
+    notes = list(sidecars.notes)
+    code = ExitCode.worst(blob.exit_code for blob in blobs)
+    if not code and blobs:
+        notes += _index(top, blobs)
+    return BlobsReport(
+        "bitward.oci-pull/1",
+        named.name,
+        VERDICT_OF_CODE[code],
+        sum(blob.bytes for blob in blobs),
+        time.monotonic() - started,
+        tuple(blobs),
+        manifest.descriptor.digest,
+        sidecars.artifacts,
+        sidecars.how,
+        notes=tuple(notes),
+        exit_code=code,
+    )
+
+
+class _Puller:
+    def __init__(self, repository: Repository, top: str, request: PullRequest) -> None:
+        self.repository, self.top, self.request = repository, top, request
+
+    def pull(self, name: str, layer: Descriptor, candidates: tuple[Descriptor, ...]) -> BlobReport:
+        """One layer, with its sidecar if it has any. Every failure comes back as a value."""
+        path = os.path.join(self.top, *name.split("/"))
+        report = BlobReport(name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE, path=path)
+        try:
+            make_folder(os.path.dirname(path))
+            with scratch_folder(self.top) as scratch:
+                if os.path.lexists(path) and not self.request.force:
+                    return self._existing(report, layer, candidates, scratch)
+                return self._fresh(report, layer, candidates, scratch)
+        except NotInRegistryError as error:
+            return replace(report, verdict=Verdict.DAMAGED, path="", message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
+        except (BitwardError, FormatError) as error:
+            return replace(report, path="", message=str(error), exit_code=ExitCode.CANNOT_TELL)
+        except OSError as error:
+            return replace(report, path="", message=f"{path}: {reason(error)}", exit_code=ExitCode.CANNOT_TELL)
+
+    def _fresh(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
+        part = os.path.join(scratch, os.path.basename(report.path))
+        ward = f"{part}.ward"
+        wanted = Wanted(layer.hex, layer.size)
+        told = save_sidecar(self.repository, candidates, ward) if candidates else ""
+        came = save_blob(self.repository, layer, part, self.request.progress)
+        wrong = difference(wanted, came)
+        healing = Healing(Verdict.INTACT)
+        if wrong:
+            source = self.repository.source(layer, report.name)
+            try:
+                healing = heal_blob(part, wanted, ward, [source], named=False, jobs=self.request.jobs, progress=self.request.progress)
+            finally:
+                source.close()
+            told = "; ".join(filter(None, (f"arrived damaged: {wrong}", healing.message, told)))
+        if healing.verdict is not Verdict.INTACT:
+            lost = replace(report, verdict=Verdict.DAMAGED, path="", message=f"{told}; it was not kept", exit_code=healing.exit_code)
+            return _with(lost, healing)
+        state, note = self._settle_sidecar(part, ward)
+        _publish(part, report.path)
+        action = "healed" if wrong else "pulled"
+        done = replace(report, verdict=Verdict.INTACT, action=action, message="; ".join(filter(None, (told, note))))
+        if state:
+            _publish(ward, f"{report.path}.ward")
+            done = replace(done, sidecar=f"{report.path}.ward", sidecar_bytes=os.path.getsize(f"{report.path}.ward"))
+        return _with(done, healing)
+
+    def _settle_sidecar(self, part: str, ward: str) -> tuple[bool, str]:
+        """Whether a sidecar is there that fits the file, whose digest is right; a sidecar that was damaged is healed from the file."""
+        if not os.path.lexists(ward):
+            return False, ""
+        _take_time(part, ward)
+        found = verify_file(part, ward, jobs=self.request.jobs)
+        if found.verdict is Verdict.INTACT and found.sidecar.state is not SidecarState.INTACT:
+            repair_file(part, ward, RepairRequest(), jobs=self.request.jobs)
+            found = verify_file(part, ward, jobs=self.request.jobs)
+        if found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.INTACT:
+            return True, ""
+        return False, "its sidecar does not fit its contents and was left out"
+
+    def _existing(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
+        """A file is in the place: the same, the same but damaged, or something else."""
+        wanted = Wanted(layer.hex, layer.size)
+        wrong = difference(wanted, hash_file(report.path, self.request.progress))
+        ward = f"{report.path}.ward"
+        if not os.path.lexists(ward) and candidates:
+            fetched = os.path.join(scratch, "sidecar.ward")
+            save_sidecar(self.repository, candidates, fetched)
+            if os.path.lexists(fetched) and (not wrong or self._is_damage(report.path, fetched)):
+                if not wrong:
+                    _take_time(report.path, fetched)
+                _publish(fetched, ward)
+        if not wrong:
+            has = os.path.lexists(ward)
+            kept = replace(report, verdict=Verdict.INTACT, action="kept")
+            return replace(kept, sidecar=ward, sidecar_bytes=os.path.getsize(ward)) if has else kept
+        if not os.path.lexists(ward) or not self._is_damage(report.path, ward):
+            raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
+        source = self.repository.source(layer, report.name)
+        try:
+            healing = heal_blob(report.path, wanted, ward, [source], named=False, jobs=self.request.jobs, progress=self.request.progress)
+        finally:
+            source.close()
+        action = "healed" if healing.verdict is Verdict.INTACT else ""
+        told = "; ".join(filter(None, (f"was damaged: {wrong}", healing.message)))
+        done = replace(report, verdict=healing.verdict, action=action, sidecar=ward, message=told, exit_code=healing.exit_code)
+        return _with(replace(done, sidecar_bytes=os.path.getsize(ward)), healing)
+
+    def _is_damage(self, path: str, ward: str) -> bool:
+        """Whether a file that differs is a damaged copy of what the sidecar knows, and not something that somebody wrote there."""
+        return verify_file(path, ward, jobs=self.request.jobs).verdict is Verdict.DAMAGED
+
+
+def _with(report: BlobReport, healing: Healing) -> BlobReport:
+    return replace(
+        report,
+        repaired=healing.repaired,
+        remaining=healing.remaining,
+        fetched_bytes=healing.fetched_bytes,
+        damage=healing.damage,
+        sources=healing.sources,
+    )
+
+
+def _take_time(path: str, ward: str) -> None:
+    """Give a file the time that its sidecar recorded, so that a difference that comes later counts as damage and not as a new version."""
+    read_ward, read, _ = open_sidecar(ward)
+    read_ward.close()
+    with OpenFile(path, write=True) as file:
+        restore_mtime(file, read.superblock.mtime_ns)
+
+
+def _publish(part: str, path: str) -> None:
+    """Let a finished file appear under its name. No link is followed on the way. Raises WriteError."""
+    folder, name = os.path.split(path)
+    try:
+        fd = open_folder(folder)
+        try:
+            os.replace(part, name, dst_dir_fd=fd)
+            sync_folder(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot write: {reason(error)}") from error
+
+
+def _index(top: str, blobs: list[BlobReport]) -> list[str]:
+    """Write the folder's index, if every file has a sidecar and nothing else is in it. What kept it from being written."""
+    from bitward_agent.units import list_unit
+
+    try:
+        members = {member.path: member for member in list_unit(top).members}
+        if set(members) != {blob.path for blob in blobs} or not all(blob.sidecar for blob in blobs):
+            return []
+        entries = []
+        for blob in sorted(blobs, key=lambda one: one.name):
+            ward, read, _ = open_sidecar(blob.sidecar)
+            ward.close()
+            entries.append(UnitEntry(os.fsencode(members[blob.path].relative), blob.bytes, read.superblock.root))
+        write_index(index_path(top, None), entries, time.time_ns())
+    except (BitwardError, FormatError) as error:
+        return [f"the folder's index was not written: {error}"]
+    return []
