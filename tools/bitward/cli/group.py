@@ -26,6 +26,7 @@ COMMANDS = (
     "trace",
     "diagnose",
     "oci",
+    "ollama",
 )
 
 

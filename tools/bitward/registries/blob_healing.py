@@ -29,8 +29,13 @@ _CHUNK_BYTES = 1 << 20
 _PAGE_BYTES = 4096
 _FETCH_BYTES = 1 << 20
 """Bytes of a guessed range that are asked for and kept in memory at once."""
+MISSING = "missing"
 _TAIL_LIMIT_BYTES = 1 << 40
 """A manifest that tells of more bytes than this behind a file's end is not believed."""
+
+
+class LostRangeError(UnreadableError):
+    """Part of a file cannot be read: the medium lost it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ def hash_file(path: str, progress: ProgressSink | None = None) -> Wanted:
     """SHA-256 and size of a file as it is.
 
     Raises:
-        UnreadableError: it cannot be read, in whole or in part.
+        LostRangeError: part of it cannot be read.
+        UnreadableError: it cannot be opened, or changes meanwhile.
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -71,7 +77,7 @@ def hash_file(path: str, progress: ProgressSink | None = None) -> Wanted:
         for offset in range(0, before.size, _CHUNK_BYTES):
             view = buffer[: min(_CHUNK_BYTES, before.size - offset)]
             if lost := file.read_into(view, offset):
-                raise UnreadableError(f"{path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
+                raise LostRangeError(f"{path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
             digest.update(view)
             if progress:
                 progress(Progress("hash", path, offset + len(view), before.size))
@@ -96,10 +102,12 @@ def check_blob(path: str, wanted: Wanted, sidecar: str, *, jobs: int | None = No
     """Whether a blob is whole, and where it is damaged if its sidecar can say. Reads only."""
     try:
         told = difference(wanted, hash_file(path, progress))
-    except UnreadableError as error:
+    except LostRangeError as error:
         told = str(error).removeprefix(f"{path}: ")
+    except UnreadableError as error:
         if not os.path.lexists(path):
-            return Healing(Verdict.DAMAGED, message="missing", exit_code=ExitCode.NOT_REPAIRABLE)
+            return Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)
+        return Healing(Verdict.UNVERIFIABLE, message=str(error).removeprefix(f"{path}: "), exit_code=ExitCode.CANNOT_TELL)
     if not told:
         return Healing(Verdict.INTACT)
     if not os.path.lexists(sidecar):
@@ -138,10 +146,10 @@ def heal_blob(
     wanted: Wanted,
     sidecar: str,
     sources: Sequence[CopySource],
+    found: Healing,
     *,
-    dry_run: bool = False,
     named: bool = True,
-    download: Callable[[], Iterator[bytes]] | None = None,
+    whole: Sequence[Callable[[], Iterator[bytes]]] = (),
     jobs: int | None = None,
     progress: ProgressSink | None = None,
 ) -> Healing:
@@ -150,11 +158,11 @@ def heal_blob(
     Args:
         sidecar: where its sidecar is, if there is one.
         sources: other copies, asked in their order for what parity lacks.
+        found: what :func:`check_blob` said of it.
         named: use only a sidecar that names the digest itself; without that a wrong one could ruin the rest of the blob.
-        download: its bytes from elsewhere, all of them; asked last, and for a blob that is gone.
+        whole: its bytes from elsewhere, all of them; asked last, and for a blob that is gone.
     """
-    found = check_blob(path, wanted, sidecar, jobs=jobs, progress=progress)
-    if found.verdict is Verdict.INTACT or dry_run:
+    if found.verdict is Verdict.INTACT or found.exit_code == ExitCode.CANNOT_TELL:
         return found
     uses: tuple[SourceUse, ...] = ()
     if os.path.lexists(path):
@@ -164,7 +172,9 @@ def heal_blob(
         else:
             found = _by_guess(path, wanted, sidecar, sources, progress)
         uses = found.sources
-    if found.verdict is not Verdict.INTACT and download is not None:
+    for download in whole:
+        if found.verdict is Verdict.INTACT:
+            break
         found = _anew(path, wanted, download, uses, progress)
     return found
 
@@ -322,7 +332,7 @@ def _anew(
     except BitwardError as error:
         message = str(error).removeprefix(f"{path}: ")
         return Healing(Verdict.DAMAGED, sources=uses, message=message, exit_code=ExitCode.NOT_REPAIRABLE)
-    whole = SourceUse("the registry, whole", 0, done, 1)
+    whole = SourceUse("the whole blob", 0, done, 1)
     return Healing(Verdict.INTACT, 1, sources=(*uses, whole), message=f"{done:,} bytes were fetched: the whole blob")
 
 

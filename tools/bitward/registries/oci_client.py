@@ -49,8 +49,10 @@ class NotInRegistryError(SourceError):
 class Repository:
     """One repository; a context manager that holds its connections."""
 
-    def __init__(self, reference: Reference, limits: Limits | None = None, credentials: Credentials | None = None) -> None:
-        """Nobody is asked for anything yet.
+    def __init__(
+        self, reference: Reference, limits: Limits | None = None, credentials: Credentials | None = None, budget: Budget | None = None
+    ) -> None:
+        """Nobody is asked for anything yet. Without ``credentials`` those of Docker's configuration count.
 
         Raises:
             MissingExtraError: httpx is not installed.
@@ -58,7 +60,7 @@ class Repository:
         """
         self.reference, self.limits = reference, limits or Limits()
         self._web = RegistryWeb(reference, credentials_of(reference.host) if credentials is None else credentials, self.limits)
-        self.budget = Budget(self.limits.max_fetch_bytes)
+        self.budget = budget or Budget(self.limits.max_fetch_bytes)
         self.has_referrers_api: bool | None = None
 
     def __enter__(self) -> Self:

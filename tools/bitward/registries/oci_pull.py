@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import Healing, Wanted, difference, hash_file, heal_blob
+from bitward.registries.blob_healing import Healing, Wanted, check_blob, difference, hash_file, heal_blob
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
@@ -22,6 +22,7 @@ from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, open_folder, reason, resolve
 from bitward_agent.journal import restore_mtime
 from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.copies import CopySource
 from bitward_agent.sources.limits import Limits
 from bitward_agent.units import index_path, is_ours, write_index
 from bitward_agent.verify import open_sidecar, verify_file
@@ -115,7 +116,7 @@ class _Puller:
         if wrong:
             source = self.repository.source(layer, report.name)
             try:
-                healing = heal_blob(part, wanted, ward, [source], named=False, jobs=self.request.jobs, progress=self.request.progress)
+                healing = self._heal(part, wanted, ward, source)
             finally:
                 source.close()
             told = "; ".join(filter(None, (f"arrived damaged: {wrong}", healing.message, told)))
@@ -164,13 +165,17 @@ class _Puller:
             raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
         source = self.repository.source(layer, report.name)
         try:
-            healing = heal_blob(report.path, wanted, ward, [source], named=False, jobs=self.request.jobs, progress=self.request.progress)
+            healing = self._heal(report.path, wanted, ward, source)
         finally:
             source.close()
         action = "healed" if healing.verdict is Verdict.INTACT else ""
         told = "; ".join(filter(None, (f"was damaged: {wrong}", healing.message)))
         done = replace(report, verdict=healing.verdict, action=action, sidecar=ward, message=told, exit_code=healing.exit_code)
         return _with(replace(done, sidecar_bytes=os.path.getsize(ward)), healing)
+
+    def _heal(self, path: str, wanted: Wanted, ward: str, source: CopySource) -> Healing:
+        found = check_blob(path, wanted, ward, jobs=self.request.jobs)
+        return heal_blob(path, wanted, ward, [source], found, named=False, jobs=self.request.jobs, progress=self.request.progress)
 
     def _is_damage(self, path: str, ward: str) -> bool:
         """Whether a file that differs is a damaged copy of what the sidecar knows, and not something that somebody wrote there."""
