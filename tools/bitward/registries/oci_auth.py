@@ -40,8 +40,9 @@ def read_challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
     if len(text) > _CHALLENGE_LIMIT_CHARACTERS:
         return found
     marks = list(_SCHEME.finditer(text))
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        part = text[mark.end() : following.start() if following else len(text)]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    for mark, end in zip(marks, ends[: len(marks)], strict=True):
+        part = text[mark.end() : end]
         values = {one[1].lower(): re.sub(r"\\(.)", r"\1", one[2]) if one[2] is not None else one[3] for one in _PARAMETER.finditer(part)}
         found.setdefault(mark[1].lower(), values)
     return found
