@@ -40,9 +40,12 @@ SIDECAR_LAYER = "application/vnd.bitward.sidecar.layer.v1"
 MODEL_ARTIFACT = "application/vnd.bitward.model.v1"
 """``artifactType`` of what ``bitward oci push`` makes, unless it is told another."""
 TITLE = "org.opencontainers.image.title"
+FILE_PATH = "org.cncf.model.filepath"
+"""How ModelPack names the file of a raw layer, or what is inside an archive."""
 OF_LAYER = "dev.bitward.layer.digest"
 """Annotation of a sidecar: the digest of the layer that it protects."""
 
+_ENDINGS = ((".tar", ".tar"), (".tar+gzip", ".tar.gz"), (".tar.gzip", ".tar.gz"), (".tar+zstd", ".tar.zst"), ("+json", ".json"))
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _SIZE_LIMIT = 1 << 63
 _ANNOTATIONS_LIMIT = 1024
@@ -62,7 +65,13 @@ class Descriptor:
     @property
     def title(self) -> str:
         """The file name that its maker gave it; empty for none."""
-        return self.annotations.get(TITLE, "")
+        own = self.annotations.get(TITLE, "")
+        return own or (self.annotations.get(FILE_PATH, "") if self.media_type.endswith(".raw") else "")
+
+    @property
+    def name(self) -> str:
+        """The title, else the digest and an ending that tells an archive by its media type."""
+        return self.title or f"sha256-{self.hex}" + next((end for kind, end in _ENDINGS if self.media_type.endswith(kind)), "")
 
     @property
     def hex(self) -> str:
@@ -230,7 +239,7 @@ def file_name(layer: Descriptor, what: str) -> str:
     """
     title = layer.title
     if not title:
-        return f"sha256-{layer.hex}"
+        return layer.name
     parts = title.split("/")
     wrong = any(part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > TITLE_PART_LIMIT_BYTES for part in parts)
     unprintable = any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 or 0xD800 <= ord(one) < 0xE000 for one in title)
@@ -271,8 +280,7 @@ def artifact(artifact_type: str, layers: Sequence[Descriptor], subject: Descript
 
 def sidecar_descriptor(digest: str, size: int, layer: Descriptor, root_hex: str) -> Descriptor:
     """The descriptor of a sidecar of a layer."""
-    name = layer.title or f"sha256-{layer.hex}"
-    annotations = {TITLE: f"{name}.ward", OF_LAYER: layer.digest, "dev.bitward.root": root_hex}
+    annotations = {TITLE: f"{layer.name}.ward", OF_LAYER: layer.digest, "dev.bitward.root": root_hex}
     return Descriptor(SIDECAR_LAYER, digest, size, annotations)
 
 
@@ -284,7 +292,7 @@ def sidecars_by_layer(manifest: Manifest, subject_digest: str) -> dict[str, Desc
 
 
 def with_referrer(index: Index | None, referrer: Descriptor) -> bytes | None:
-    """The index of a referrers tag with one more referrer; ``None`` if it has it already."""
+    """An index (of a referrers tag, of a layout) with one more referrer; ``None`` if it has it already."""
     known = index.manifests if index else ()
     if any(one.digest == referrer.digest for one in known):
         return None

@@ -36,6 +36,7 @@ OPTIONS = {
     "oci pull": {"--force", "--max-fetch", "--plain-http"},
     "oci verify": {"--plain-http"},
     "oci protect": {"--force", "--preset", "--hash", "--plain-http"},
+    "oci repair": {"--storage", "--from", "--dry-run", "--max-fetch", "--plain-http"},
     "ollama verify": {"--store", "--sidecar-dir"},
     "ollama protect": {"--store", "--sidecar-dir", "--preset", "--hash", "--force"},
     "ollama repair": {"--store", "--sidecar-dir", "--from", "--max-fetch", "--allow-full-download", "--dry-run"},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from bitward.cli.options import Command, byte_count, ended_in_good_order, with_view
 from bitward.cli.view import View
 
 
-@click.group("oci", short_help="Models in OCI registries: push, pull, verify, protect.")
+@click.group("oci", short_help="Models in OCI registries: push, pull, verify, repair.")
 def command() -> None:
     """Models in OCI registries and layouts. A sidecar is a referrer of the model's manifest (OCI 1.1), so the model stays as it is.
 
@@ -93,40 +95,90 @@ def pull_command(reference: str, folder: str, force: bool, max_fetch: int | None
 
 
 @command.command("verify", short_help="Verify what a registry serves, or a layout.")
-@click.argument("reference", metavar="REF|DIR")
+@click.argument("target", metavar="REF|DIR")
 @_plain_http
 @with_view
-def verify_command(reference: str, plain_http: bool, jobs: int | None, view: View) -> int:
+def verify_command(target: str, plain_http: bool, jobs: int | None, view: View) -> int:
     """Hold every blob of a manifest against its digest, as the registry serves it; damage is located by the sidecar.
 
     With the directory of an OCI image layout, every blob that its index leads to.
     """
+    from bitward.registries.oci_layout import LayoutRequest, verify_layout
     from bitward.registries.oci_verify import VerifyRequest, verify
     from bitward.report.blobs_text import blobs_lines
     from bitward_agent.sources.limits import Limits
 
     with view.progress() as sink, ended_in_good_order():
-        report = verify(reference, VerifyRequest(Limits(), plain_http, jobs, sink))
+        if os.path.isdir(target):
+            report = verify_layout(target, LayoutRequest(jobs=jobs, progress=sink))
+        else:
+            report = verify(target, VerifyRequest(Limits(), plain_http, jobs, sink))
     return view.finish(report, blobs_lines)
 
 
-@command.command("protect", short_help="Make sidecars for what is in a registry.")
-@click.argument("reference", metavar="REF")
+@command.command("protect", short_help="Make sidecars for what is in a registry or a layout.")
+@click.argument("target", metavar="REF|DIR")
 @click.option("--force", is_flag=True, help="Make sidecars also for layers that have some.")
 @_parity
 @_plain_http
 @with_view
-def protect_command(reference: str, force: bool, preset: str, leaf_hash: str, plain_http: bool, jobs: int | None, view: View) -> int:
+def protect_command(target: str, force: bool, preset: str, leaf_hash: str, plain_http: bool, jobs: int | None, view: View) -> int:
     """Make sidecars for the layers of a manifest, whoever pushed it, and attach them as its referrer. The manifest stays as it is.
 
-    What is protected is the blob as it is stored: a compressed or archived layer as a run of bytes.
+    What is protected is the blob as it is stored: a compressed or archived layer as a run of bytes. With the directory of an OCI image
+    layout the sidecars become blobs of it.
     """
+    from bitward.registries.oci_layout import LayoutRequest, protect_layout
     from bitward.registries.oci_protect import ProtectRequest, protect
     from bitward.report.blobs_text import blobs_lines
     from bitward_agent.sources.limits import Limits
     from bitward_formats.digest import LeafHash
 
+    kind = LeafHash[leaf_hash.upper()]
     with view.progress() as sink, ended_in_good_order():
-        request = ProtectRequest(Limits(), preset, LeafHash[leaf_hash.upper()], force, plain_http, jobs, sink)
-        report = protect(reference, request)
+        if os.path.isdir(target):
+            report = protect_layout(target, LayoutRequest((), preset, kind, force, jobs=jobs, progress=sink))
+        else:
+            report = protect(target, ProtectRequest(Limits(), preset, kind, force, plain_http, jobs, sink))
+    return view.finish(report, blobs_lines)
+
+
+@command.command("repair", short_help="Put blobs back in a layout, or in a registry's storage.")
+@click.argument("target", metavar="REF|DIR")
+@click.option("--storage", metavar="DIR", help="Where the registry of REF keeps its files, such as /var/lib/registry.")
+@click.option("--from", "others", multiple=True, metavar="REF|DIR", help="The same blobs elsewhere; may be given again.")
+@click.option("--dry-run", is_flag=True, help="Say what is damaged; write nothing.")
+@_max_fetch
+@_plain_http
+@with_view
+def repair_command(
+    target: str,
+    storage: str | None,
+    others: tuple[str, ...],
+    dry_run: bool,
+    max_fetch: int | None,
+    plain_http: bool,
+    jobs: int | None,
+    view: View,
+) -> int:
+    """Put damaged blobs back in place: in an OCI image layout, or in the files of a registry of the distribution project.
+
+    The interface of registries knows no way to replace a blob, so this is for whoever keeps one. With REF the blobs elsewhere are
+    references too, asked for ranges; with DIR they are other layouts.
+    """
+    from bitward.registries.oci_layout import LayoutRequest, repair_layout
+    from bitward.registries.oci_repair import RepairRequest, repair
+    from bitward.report.blobs_text import blobs_lines
+    from bitward_agent.sources.limits import DEFAULT_FETCH_BYTES, Limits
+
+    with view.progress() as sink, ended_in_good_order():
+        if os.path.isdir(target):
+            report = repair_layout(target, LayoutRequest(others, dry_run=dry_run, jobs=jobs, progress=sink))
+        elif storage is None:
+            raise click.UsageError(
+                "--storage says where the registry keeps its files; from elsewhere a registry's blobs cannot be replaced"
+            )
+        else:
+            limits = Limits(DEFAULT_FETCH_BYTES if max_fetch is None else max_fetch)
+            report = repair(target, RepairRequest(storage, limits, others, dry_run, plain_http, jobs, sink))
     return view.finish(report, blobs_lines)

@@ -67,6 +67,10 @@ class Repository:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
         self._web.close()
 
     # ------------------------------------------------------------------------------------------------------------------ pulling

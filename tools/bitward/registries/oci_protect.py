@@ -10,13 +10,12 @@ import os
 import time
 from dataclasses import replace
 
+from bitward.registries.blob_check import Wanted, difference, hash_file
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import Wanted, difference, hash_file
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import attach_sidecars, find_sidecars, save_blob, scratch_folder, unique, wanted_manifest
-from bitward.registries.oci_verify import shown_name
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
@@ -90,7 +89,7 @@ def protect(reference: str, request: ProtectRequest) -> BlobsReport:
 
 
 def _report(layer: Descriptor) -> BlobReport:
-    return BlobReport(shown_name(layer), layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
+    return BlobReport(layer.name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
 
 
 def _protect_one(repository: Repository, layer: Descriptor, folder: str, request: ProtectRequest) -> tuple[BlobReport, str]:

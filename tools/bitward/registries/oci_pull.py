@@ -10,8 +10,9 @@ import os
 import time
 from dataclasses import replace
 
+from bitward.registries.blob_check import Healing, Wanted, check_blob, difference, hash_file
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import Healing, Wanted, check_blob, difference, hash_file, heal_blob
+from bitward.registries.blob_healing import heal_blob
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bitward.registries.blob_check import hash_file
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import hash_file
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_reference import Reference, parse_reference
 from bitward.registries.oci_sidecars import FileBody, attach_sidecars, find_sidecars, scratch_folder
@@ -22,7 +22,7 @@ from bitward_agent.io import resolve
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_agent.sources.limits import Limits
 from bitward_agent.units import Member, is_ours, list_unit
-from bitward_agent.verify import verify_file
+from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.checksums import Claim, sha256_part
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError
@@ -142,7 +142,7 @@ def _descriptor(report: BlobReport) -> Descriptor:
 
 
 def _prepare(member: Member, made: str, request: PushRequest) -> tuple[BlobReport, str]:
-    """A file's digest and its sidecar: the one that it has, if that fits, else one that is made for it."""
+    """A file's digest and its sidecar: the one that it has, if that fits and names the digest, else one that is made for it."""
     report = BlobReport(member.relative, "", RAW_TYPE, 0, Verdict.UNVERIFIABLE, path=member.path)
     try:
         member.relative.encode()
@@ -157,7 +157,7 @@ def _prepare(member: Member, made: str, request: PushRequest) -> tuple[BlobRepor
         report = replace(report, digest=f"sha256:{word.sha256}", bytes=word.size, verdict=Verdict.INTACT)
         if not request.with_sidecars:
             return report, ""
-        if not ward:
+        if not ward or not _names(ward, word.sha256):
             make_sidecar(member.path, made, word.sha256, "its digest", request.preset, request.leaf_hash, request.jobs)
             ward = made
         return replace(report, sidecar=ward, sidecar_bytes=os.path.getsize(ward)), ward
@@ -166,6 +166,13 @@ def _prepare(member: Member, made: str, request: PushRequest) -> tuple[BlobRepor
     except (BitwardError, FormatError) as error:
         told = str(error).removeprefix(f"{member.path}: ")
         return replace(report, message=told, exit_code=ExitCode.CANNOT_TELL), ""
+
+
+def _names(ward: str, sha256: str) -> bool:
+    """Whether a sidecar says itself of which contents it is; one that goes on a journey should."""
+    opened, read, _ = open_sidecar(ward)
+    opened.close()
+    return read.superblock.trusted_sha256 == bytes.fromhex(sha256)
 
 
 def make_sidecar(path: str, ward: str, sha256: str, source: str, preset: str, leaf_hash: LeafHash, jobs: int | None) -> None:

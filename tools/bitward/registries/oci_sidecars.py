@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitward.registries.blob_healing import Wanted, hash_file
+from bitward.registries.blob_check import Wanted, hash_file
 from bitward.registries.oci_client import Repository
 from bitward_agent.errors import BitwardError, UntrustedError
 from bitward_agent.findings import Progress, ProgressSink

@@ -10,8 +10,8 @@ import os
 import time
 from dataclasses import replace
 
+from bitward.registries.blob_check import Wanted, check_blob, difference
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import Wanted, check_blob, difference
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import Sidecars, find_sidecars, save_blob, save_sidecar, scratch_folder, unique, wanted_manifest
@@ -69,15 +69,10 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
     )
 
 
-def shown_name(layer: Descriptor) -> str:
-    """A layer's title, whatever it is; its digest if it has none."""
-    return layer.title or f"sha256-{layer.hex}"
-
-
 def _verify_one(repository: Repository, layer: Descriptor, sidecars: Sidecars, request: VerifyRequest) -> BlobReport:
     """One blob as it is served. Every failure comes back as a value."""
     candidates = sidecars.by_layer.get(layer.digest, ())
-    report = BlobReport(shown_name(layer), layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
+    report = BlobReport(layer.name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
     if candidates:
         report = replace(report, sidecar=candidates[-1].digest, sidecar_bytes=candidates[-1].size)
     try:
@@ -99,7 +94,7 @@ def _verify_sidecars(repository: Repository, sidecars: Sidecars) -> list[BlobRep
     reports = []
     for layer_sidecars in sidecars.by_layer.values():
         one = layer_sidecars[-1]
-        report = BlobReport(shown_name(one), one.digest, one.media_type, one.size, Verdict.UNVERIFIABLE)
+        report = BlobReport(one.name, one.digest, one.media_type, one.size, Verdict.UNVERIFIABLE)
         try:
             wrong = difference(Wanted(one.hex, one.size), _served(repository, one, None))
         except NotInRegistryError:
@@ -121,7 +116,7 @@ def _served(repository: Repository, layer: Descriptor, progress: ProgressSink | 
         digest.update(chunk)
         done += len(chunk)
         if progress:
-            progress(Progress("verify", shown_name(layer), done, layer.size))
+            progress(Progress("verify", layer.name, done, layer.size))
     return Wanted(digest.hexdigest(), done)
 
 

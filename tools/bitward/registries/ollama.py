@@ -15,8 +15,9 @@ from functools import partial
 
 from bitward.protecting import Request as ProtectPaths
 from bitward.protecting import protect_paths
+from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import MISSING, Healing, Wanted, check_blob, heal_blob
+from bitward.registries.blob_healing import heal_blob
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_credentials import Credentials
 from bitward.registries.oci_reference import Reference, is_loopback
