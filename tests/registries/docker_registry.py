@@ -162,6 +162,7 @@ class Meddling:
     """By method, path and headers (names in small letters): an answer instead of the registry's."""
     body: Callable[[str, str, dict[str, str], bytes], bytes] = lambda method, path, headers, body: body
     """The registry's body, perhaps changed; its length may not change."""
+    trickle_seconds: float = 0.0  # bodies come in pieces of 4 KiB with such pauses
     endless: str = ""  # a path whose body does not end
     cut: dict[str, int] = field(default_factory=dict)  # path: after how many bytes the connection breaks, once
 
@@ -277,6 +278,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         limit = next((self.server.meddling.cut.pop(path) for path in list(self.server.meddling.cut) if path in self.path), len(data))
+        while pause := self.server.meddling.trickle_seconds:
+            self.wfile.write(data[:4096])
+            time.sleep(pause)
+            data = data[4096:]
+            if not data:
+                return
         while True:
             self.wfile.write(data[:limit])
             seen.sent += min(limit, len(data))

@@ -20,9 +20,9 @@ from bitward.registries.oci_pull import PullRequest, pull
 from bitward.registries.oci_reference import parse_reference
 from bitward_agent.errors import InputError, SourceError
 from bitward_formats.oci import Descriptor, digest_of_bytes
-from cli.command_line import bitward
 from lost_blocks import HASTE
 from registries.docker_registry import Answer, DockerRegistry, ReferrersProxy, docker_registry, proxied
+from registries.in_process import bitward
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 

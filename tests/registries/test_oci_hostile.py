@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from bitward.cli.failure import failure_of
 from bitward.registries.oci_pull import PullRequest, pull
 from bitward.registries.oci_verify import VerifyRequest, verify
 from bitward_agent.errors import BitwardError
+from bitward_agent.protect import Protection, preset_groups, protect_file
+from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError, OciError
 from bitward_formats.oci import (
     EMPTY_BLOB,
@@ -30,9 +33,9 @@ from bitward_formats.oci import (
     read_manifest,
     referrers_tag,
 )
-from cli.command_line import bitward
 from lost_blocks import HASTE
 from registries.docker_registry import Answer, ReferrersProxy, proxied
+from registries.in_process import bitward
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 
@@ -366,3 +369,34 @@ def test_a_list_of_referrers_that_never_ends(door: ReferrersProxy, tmp_path: Pat
     report = verify(serve(door, made), VerifyRequest(HASTE))
     assert report.exit_code == 0  # digests decide; that sidecars cannot be told is said
     assert "cannot be read" in report.notes[0]
+
+
+def test_a_lying_sidecar_does_not_reach_a_file_that_is_there(door: ReferrersProxy, tmp_path: Path) -> None:
+    """The copy here is damaged; the registry's sidecar names the right digest and holds the parity of other contents."""
+    data = bytes(range(256)) * 4096
+    hurt = data[:1000] + b"\xff" + data[1001:]
+    evil = hurt[:500_000] + b"\xfe" + hurt[500_001:]
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "model.bin").write_bytes(evil)
+    claimed = hashlib.sha256(data).digest()
+    lie = Protection(preset_groups("standard"), "standard", LeafHash.XXH3, trusted_sha256=claimed, origin="trusted")
+    protect_file(str(tmp_path / "evil" / "model.bin"), str(tmp_path / "evil" / "ward"), lie)
+    made = Made([described(data, annotations={TITLE: "model.bin"})])
+    made.add_blob(data)
+    made.refer((tmp_path / "evil" / "ward").read_bytes(), digest_of(data))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.bin").write_bytes(hurt)
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert report.exit_code in (3, 4), report
+    assert (tmp_path / "out" / "model.bin").read_bytes() == hurt
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+def test_a_registry_that_trickles_is_given_up(door: ReferrersProxy, tmp_path: Path) -> None:
+    """A byte now and then would keep a client for ever."""
+    made = Made()
+    made.set_manifest(made.manifest(annotations={str(number): "y" * 50_000 for number in range(10)}))
+    door.meddling.trickle_seconds = 0.05
+    impatient = dataclasses.replace(HASTE, silence_seconds=0.2, slowest_bytes_per_second=1 << 30)
+    with pytest.raises(BitwardError, match="bytes per second"):
+        pull(serve(door, made), str(tmp_path / "out"), PullRequest(impatient))

@@ -19,9 +19,9 @@ from bitward.registries.oci_client import Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward_agent.verify import open_sidecar
 from bitward_formats.oci import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, digest_of_bytes
-from cli.command_line import bitward
 from lost_blocks import made_checkpoint
 from registries.docker_registry import DockerRegistry, docker_registry
+from registries.in_process import bitward
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 oras_client = pytest.importorskip("oras.client", reason="oras of the extra 'dev' is not installed")

@@ -15,10 +15,10 @@ import pytest
 import checkpoints
 from bitward_agent.verify import open_sidecar
 from bitward_formats.ollama import parse_model
-from cli.command_line import bitward
 from conftest import real_weights
 from lost_blocks import made_checkpoint
 from registries.docker_registry import ReferrersProxy, docker_registry, proxied
+from registries.in_process import bitward
 from registries.ollama_stores import MANIFEST_TYPE, OllamaStore
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")

@@ -9,6 +9,9 @@ import click
 from bitward.cli.options import Command, byte_count, ended_in_good_order, with_view
 from bitward.cli.view import View
 
+PUSH_SILENCE_SECONDS = 600.0
+"""Registries over object stores answer an upload when they have copied it."""
+
 
 @click.group("oci", short_help="Models in OCI registries: push, pull, verify, repair.")
 def command() -> None:
@@ -66,7 +69,9 @@ def push_command(
 
     with view.progress() as sink, ended_in_good_order():
         kind = artifact_type or MODEL_ARTIFACT
-        request = PushRequest(Limits(), kind, preset, LeafHash[leaf_hash.upper()], not no_sidecars, plain_http, jobs, sink)
+        request = PushRequest(
+            Limits(silence_seconds=PUSH_SILENCE_SECONDS), kind, preset, LeafHash[leaf_hash.upper()], not no_sidecars, plain_http, jobs, sink
+        )
         report = push(reference, paths, request)
     return view.finish(report, blobs_lines)
 

@@ -19,6 +19,7 @@ from bitward.registries.oci_credentials import Credentials
 from bitward.registries.oci_reference import Reference
 from bitward_agent.errors import InputError, SourceError
 from bitward_agent.sources.addresses import WebAddress
+from bitward_agent.sources.http import paced_chunks
 from bitward_agent.sources.limits import Limits, TransientError
 from bitward_agent.sources.web_client import WebClient
 
@@ -131,7 +132,7 @@ class TokenDesk:
                 raise self._refused()
             if response.status_code != 200:
                 raise SourceError(f"{self._reference.host}: its token server answers {response.status_code}")
-            text = bounded_body(response, _ANSWER_LIMIT_BYTES, f"{self._reference.host}: its token server")
+            text = bounded_body(response, _ANSWER_LIMIT_BYTES, f"{self._reference.host}: its token server", self._limits)
         return self._token_in(text)
 
     def _token_in(self, text: bytes) -> str:
@@ -145,17 +146,17 @@ class TokenDesk:
         raise SourceError(f"{self._reference.host}: its token server gives no token")
 
 
-def bounded_body(response: httpx.Response, limit_bytes: int, what: str) -> bytes:
+def bounded_body(response: httpx.Response, limit_bytes: int, what: str, limits: Limits) -> bytes:
     """The body of an answer.
 
     Raises:
         SourceError: it is longer than ``limit_bytes``, or encoded in a way that was not asked for.
-        TransientError: it breaks off.
+        TransientError: it breaks off, or comes too slowly.
     """
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise SourceError(f"{what} sends a compressed form, which was not asked for")
     body = bytearray()
-    for chunk in response.iter_raw():
+    for chunk in paced_chunks(response, limits):
         body += chunk
         if len(body) > limit_bytes:
             raise SourceError(f"{what} sends more than {limit_bytes} bytes")

@@ -17,7 +17,7 @@ from bitward.registries.oci_reference import Reference
 from bitward_agent.errors import SourceError, UntrustedError
 from bitward_agent.sources.addresses import WebAddress
 from bitward_agent.sources.copies import CopySource
-from bitward_agent.sources.http import HttpPlace
+from bitward_agent.sources.http import HttpPlace, paced_chunks
 from bitward_agent.sources.limits import Budget, Limits, Meter, Patience, TransientError
 from bitward_formats.oci import (
     IMAGE_INDEX,
@@ -95,7 +95,7 @@ class Repository:
             try:
                 with self._web.get(url, headers) as response:
                     self._check(response, (200,), what)
-                    return bounded_body(response, MANIFEST_LIMIT_BYTES, what), response.headers
+                    return bounded_body(response, MANIFEST_LIMIT_BYTES, what, self.limits), response.headers
             except TransientError as error:
                 patience.failed(TransientError(f"{what}: {error}", error.wait_seconds), progressed=False)
 
@@ -142,7 +142,7 @@ class Repository:
                 raise SourceError(f"{what}: the server answers with another range than asked for")
             skip = 0 if resumed else done
             left = descriptor.size - done
-            for chunk in response.iter_raw():
+            for chunk in paced_chunks(response, self.limits):
                 fresh = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if len(fresh) > left:

@@ -10,9 +10,9 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Healing, Wanted, check_blob, difference, hash_file
+from bitward.registries.blob_check import Healing, Wanted, check_blob, difference, hash_file, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport
-from bitward.registries.blob_healing import heal_blob
+from bitward.registries.blob_healing import heal_beside, heal_blob
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
@@ -23,7 +23,6 @@ from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, open_folder, reason, resolve
 from bitward_agent.journal import restore_mtime
 from bitward_agent.repair import RepairRequest, repair_file
-from bitward_agent.sources.copies import CopySource
 from bitward_agent.sources.limits import Limits
 from bitward_agent.units import index_path, is_ours, write_index
 from bitward_agent.verify import open_sidecar, verify_file
@@ -117,7 +116,9 @@ class _Puller:
         if wrong:
             source = self.repository.source(layer, report.name)
             try:
-                healing = self._heal(part, wanted, ward, source)
+                found = check_blob(part, wanted, ward, jobs=self.request.jobs)
+                jobs, progress = self.request.jobs, self.request.progress
+                healing = heal_blob(part, wanted, ward, [source], found, named=False, jobs=jobs, progress=progress)
             finally:
                 source.close()
             told = "; ".join(filter(None, (f"arrived damaged: {wrong}", healing.message, told)))
@@ -137,46 +138,54 @@ class _Puller:
         """Whether a sidecar is there that fits the file, whose digest is right; a sidecar that was damaged is healed from the file."""
         if not os.path.lexists(ward):
             return False, ""
-        _take_time(part, ward)
         found = verify_file(part, ward, jobs=self.request.jobs)
         if found.verdict is Verdict.INTACT and found.sidecar.state is not SidecarState.INTACT:
             repair_file(part, ward, RepairRequest(), jobs=self.request.jobs)
             found = verify_file(part, ward, jobs=self.request.jobs)
         if found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.INTACT:
+            _take_time(part, ward)
             return True, ""
         return False, "its sidecar does not fit its contents and was left out"
 
     def _existing(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
         """A file is in the place: the same, the same but damaged, or something else."""
         wanted = Wanted(layer.hex, layer.size)
+        own = ward = f"{report.path}.ward"
+        if not os.path.lexists(own) and candidates:
+            ward = os.path.join(scratch, "sidecar.ward")
+            save_sidecar(self.repository, candidates, ward)
         wrong = difference(wanted, hash_file(report.path, self.request.progress))
-        ward = f"{report.path}.ward"
-        if not os.path.lexists(ward) and candidates:
-            fetched = os.path.join(scratch, "sidecar.ward")
-            save_sidecar(self.repository, candidates, fetched)
-            if os.path.lexists(fetched) and (not wrong or self._is_damage(report.path, fetched)):
-                if not wrong:
-                    _take_time(report.path, fetched)
-                _publish(fetched, ward)
-        if not wrong:
-            has = os.path.lexists(ward)
-            kept = replace(report, verdict=Verdict.INTACT, action="kept")
-            return replace(kept, sidecar=ward, sidecar_bytes=os.path.getsize(ward)) if has else kept
-        if not os.path.lexists(ward) or not self._is_damage(report.path, ward):
-            raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
+        done, notes = replace(report, verdict=Verdict.INTACT, action="kept"), [""]
+        if wrong:
+            if not os.path.lexists(ward) or not self._is_damage(report.path, ward):
+                raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
+            healing = self._heal_existing(report, layer, ward, scratch)
+            notes = [f"was damaged: {wrong}", healing.message]
+            done = _with(replace(report, verdict=healing.verdict, action="healed", exit_code=healing.exit_code), healing)
+            if healing.verdict is not Verdict.INTACT:
+                return replace(done, action="", message="; ".join(filter(None, notes)))
+        if ward != own:
+            fits, note = self._settle_sidecar(report.path, ward)
+            notes.append(note)
+            if fits:
+                _publish(ward, own)
+        if os.path.lexists(own):
+            done = replace(done, sidecar=own, sidecar_bytes=os.path.getsize(own))
+        return replace(done, message="; ".join(filter(None, notes)))
+
+    def _heal_existing(self, report: BlobReport, layer: Descriptor, ward: str, scratch: str) -> Healing:
+        """In place with the file's own sidecar, which was held against right contents once; else beside it, on a copy."""
+        wanted = Wanted(layer.hex, layer.size)
         source = self.repository.source(layer, report.name)
+        jobs, progress = self.request.jobs, self.request.progress
+        found = check_blob(report.path, wanted, ward, jobs=jobs)
         try:
-            healing = self._heal(report.path, wanted, ward, source)
+            if os.path.dirname(ward) != scratch and not why_foreign(ward, wanted, named=True):
+                return heal_blob(report.path, wanted, ward, [source], found, jobs=jobs, progress=progress)
+            log = f"{report.path}.ward-log"
+            return heal_beside(report.path, wanted, ward, [source], found, scratch, log, jobs=jobs, progress=progress)
         finally:
             source.close()
-        action = "healed" if healing.verdict is Verdict.INTACT else ""
-        told = "; ".join(filter(None, (f"was damaged: {wrong}", healing.message)))
-        done = replace(report, verdict=healing.verdict, action=action, sidecar=ward, message=told, exit_code=healing.exit_code)
-        return _with(replace(done, sidecar_bytes=os.path.getsize(ward)), healing)
-
-    def _heal(self, path: str, wanted: Wanted, ward: str, source: CopySource) -> Healing:
-        found = check_blob(path, wanted, ward, jobs=self.request.jobs)
-        return heal_blob(path, wanted, ward, [source], found, named=False, jobs=self.request.jobs, progress=self.request.progress)
 
     def _is_damage(self, path: str, ward: str) -> bool:
         """Whether a file that differs is a damaged copy of what the sidecar knows, and not something that somebody wrote there."""
