@@ -192,6 +192,8 @@ def _others(folder: str, known: dict[str, Descriptor], *, with_orphans: bool) ->
     orphans, leftovers = [], []
     for name in _names_in(os.path.join(folder, "blobs")):
         digest = blob_digest(name)
+        if not digest and os.path.isdir(os.path.join(folder, "blobs", name)):
+            continue  # newer versions keep links to split models in one
         if not digest:
             leftovers.append(name)
         elif digest not in known and with_orphans:
