@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from bitward_formats.oci import (
     read_manifest,
     referrers_tag,
 )
+from cli.command_line import COMMAND, environment
 from lost_blocks import HASTE
 from registries.docker_registry import Answer, ReferrersProxy, proxied
 from registries.in_process import bitward
@@ -244,6 +248,49 @@ def test_a_link_in_the_folder_is_not_followed(door: ReferrersProxy, tmp_path: Pa
     report = pull(serve(door, Made()), str(tmp_path / "out"), PullRequest(HASTE))
     assert report.exit_code in (2, 3)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_layer_that_is_called_like_a_sidecar_keeps_its_name(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Somebody pushed ``model.bin`` and ``model.bin.ward`` as layers: both come as they are."""
+    ward = a_sidecar(DATA, tmp_path / "right")
+    made = Made([described(DATA, annotations={TITLE: "model.bin"}), described(ward, annotations={TITLE: "model.bin.ward"})])
+    made.add_blob(ward)
+    made.refer(a_sidecar(DATA, tmp_path / "other"), digest_of(DATA))
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert report.exit_code == 0
+    assert (tmp_path / "out" / "model.bin.ward").read_bytes() == ward
+
+
+def test_a_manifest_without_layers_is_not_intact(door: ReferrersProxy, tmp_path: Path) -> None:
+    report = pull(serve(door, Made([])), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, report.verdict) == (3, "unverifiable")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_pull_that_is_ended_leaves_nothing_under_a_name(number: signal.Signals, door: ReferrersProxy, tmp_path: Path) -> None:
+    """In the middle of a blob; the next pull takes up where nothing was, and clears away what a killed one left."""
+    name = serve(door, Made())
+    door.meddling.trickle_seconds = 0.2
+    pulling = subprocess.Popen([*COMMAND, "oci", "pull", name, tmp_path / "out", "--quiet"], env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not any("/blobs/" in seen.path for seen in door.seen):
+            assert pulling.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        busy = bitward("oci", "pull", name, tmp_path / "out") if number == signal.SIGTERM else None
+        pulling.send_signal(number)
+        assert pulling.wait(60) == (130 if number == signal.SIGTERM else -9)
+    finally:
+        pulling.kill()
+        pulling.wait()
+    if busy is not None:
+        assert (busy.code, "another pull is at work" in busy.err) == (3, True)
+        assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out" / "model.bin").exists()
+    door.meddling.trickle_seconds = 0.0
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
 
 
 def test_a_file_in_the_way_is_not_replaced_unless_asked(door: ReferrersProxy, tmp_path: Path) -> None:

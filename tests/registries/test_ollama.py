@@ -288,6 +288,7 @@ def test_links_out_of_the_store_are_not_followed(store: OllamaStore, tmp_path: P
     assert told.code == 3
     assert "symbolic link" in blob_of(told.document, weights)["message"]
     assert ollama("verify", store, "nobody").code == 2
+    assert ollama("verify", OllamaStore(tmp_path / "empty")).code == 3  # nothing to look at is not intact
     assert bitward("ollama", "verify", "--store", tmp_path).code == 2
 
 

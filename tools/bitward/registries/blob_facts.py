@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bitward_agent.findings import Damage, SourceUse, Verdict
+from collections.abc import Sequence
+
+from bitward_agent.findings import Damage, ExitCode, SourceUse, Verdict
 from bitward_formats.frozen import dataclass
 
 
@@ -56,3 +58,8 @@ class BlobsReport:
     leftovers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     exit_code: int = 0
+
+
+def worst_of(blobs: Sequence[BlobReport]) -> int:
+    """The exit code of all together. Where there is nothing to look at nothing can be told."""
+    return ExitCode.worst(blob.exit_code for blob in blobs) if blobs else ExitCode.CANNOT_TELL

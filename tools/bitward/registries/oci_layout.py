@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 
 from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_beside
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_sidecars import scratch_folder
@@ -159,7 +159,7 @@ def _take_in(layout: Layout, one: Descriptor) -> Sequence[Descriptor]:
 
 
 def _finish(layout: Layout, command: str, blobs: Sequence[BlobReport], started: float, artifacts: Sequence[str] = ()) -> BlobsReport:
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
+    code = worst_of(blobs)
     size, seconds = sum(blob.bytes for blob in blobs), time.monotonic() - started
     known = (*layout.artifacts, *artifacts)
     return BlobsReport(

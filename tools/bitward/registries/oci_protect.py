@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_check import Wanted, difference, hash_file
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_reference import parse_reference
@@ -72,7 +72,7 @@ def protect(reference: str, request: ProtectRequest) -> BlobsReport:
         if made:
             attached, how = attach_sidecars(repository, manifest, made)
             artifacts = (*artifacts, attached)
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
+    code = worst_of(blobs)
     return BlobsReport(
         "bitward.oci-protect/1",
         named.name,

@@ -6,19 +6,23 @@ again for the blocks that parity lacks.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from bitward.registries.blob_check import Healing, Wanted, check_blob, difference, hash_file, why_foreign
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_beside, heal_blob
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import make_folder, sync_folder
-from bitward_agent.errors import BitwardError, InputError, WriteError
+from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, open_folder, reason, resolve
 from bitward_agent.journal import restore_mtime
@@ -30,6 +34,9 @@ from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.oci import Descriptor, file_names
 from bitward_formats.unit_index import UnitEntry
+
+WORK_FOLDER = ".bitward-pull"
+"""Below the folder that is pulled into, while a pull is at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +67,14 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
         top = resolve(folder)
         make_folder(top)
         taken = {f"{name}.ward" for name in names} & set(names)
-        puller = _Puller(repository, top, request)
         blobs = []
-        for name, layer in dict(zip(names, manifest.layers, strict=True)).items():
-            candidates = () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ())
-            blobs.append(puller.pull(name, layer, candidates))
-    notes = list(sidecars.notes)
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
+        with pull_folder(top) as scratch:
+            puller = _Puller(repository, top, scratch, request)
+            for name, layer in dict(zip(names, manifest.layers, strict=True)).items():
+                candidates = () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ())
+                blobs.append(puller.pull(name, layer, candidates))
+    notes = [*sidecars.notes, *([] if blobs else ["the manifest has no layers: there is nothing to pull"])]
+    code = worst_of(blobs)
     if not code and blobs:
         notes += _index(top, blobs)
     return BlobsReport(
@@ -84,9 +92,39 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
     )
 
 
+@contextmanager
+def pull_folder(top: str) -> Iterator[str]:
+    """A folder for what is on its way, on the disk where it will stay; gone afterwards. What a killed pull left in it is removed.
+
+    Raises:
+        BusyError: another pull is at work in the same place.
+        WriteError: it cannot be made.
+    """
+    path = os.path.join(top, WORK_FOLDER)
+    make_folder(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot use this folder: {reason(error)}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{top}: another pull is at work here: wait for it to end") from None
+        for name in os.listdir(fd):
+            shutil.rmtree(os.path.join(path, name), ignore_errors=True)
+        try:
+            yield path
+        finally:
+            with suppress(OSError):
+                os.rmdir(path)
+    finally:
+        os.close(fd)
+
+
 class _Puller:
-    def __init__(self, repository: Repository, top: str, request: PullRequest) -> None:
-        self.repository, self.top, self.request = repository, top, request
+    def __init__(self, repository: Repository, top: str, scratch: str, request: PullRequest) -> None:
+        self.repository, self.top, self.scratch, self.request = repository, top, scratch, request
 
     def pull(self, name: str, layer: Descriptor, candidates: tuple[Descriptor, ...]) -> BlobReport:
         """One layer, with its sidecar if it has any. Every failure comes back as a value."""
@@ -94,7 +132,7 @@ class _Puller:
         report = BlobReport(name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE, path=path)
         try:
             make_folder(os.path.dirname(path))
-            with scratch_folder(self.top) as scratch:
+            with scratch_folder(self.scratch) as scratch:
                 if os.path.lexists(path) and not self.request.force:
                     return self._existing(report, layer, candidates, scratch)
                 return self._fresh(report, layer, candidates, scratch)

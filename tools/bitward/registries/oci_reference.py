@@ -45,8 +45,8 @@ class Reference:
 
     @property
     def base_url(self) -> str:
-        """The repository's own part of the registry's interface."""
-        return f"{self.scheme}://{self.host}/v2/{self.repository}"
+        """The repository's own part of the registry's interface. Docker's hub has it at another host than its names tell."""
+        return f"{self.scheme}://{'registry-1.docker.io' if self.host == 'docker.io' else self.host}/v2/{self.repository}"
 
 
 def is_loopback(host: str) -> bool:

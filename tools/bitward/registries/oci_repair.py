@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_check import Wanted, check_blob
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_beside
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_layout import log_in
@@ -65,7 +65,7 @@ def repair(reference: str, request: RepairRequest) -> BlobsReport:
             _repair_one(repository, one, sidecars, others, os.path.join(scratch, f"{one.hex}.ward"), storage, request)
             for one in unique((manifest.config, *manifest.layers))
         ]
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
+    code = worst_of(blobs)
     return BlobsReport(
         *("bitward.oci-repair/1", named.name, VERDICT_OF_CODE[code], sum(blob.bytes for blob in blobs)),
         time.monotonic() - started,

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_check import Wanted, check_blob, difference
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import Sidecars, find_sidecars, save_blob, save_sidecar, scratch_folder, unique, wanted_manifest
@@ -53,7 +53,7 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
         blobs = [_verify_one(repository, one, sidecars, request) for one in wanted]
         config = replace(blobs[0], name=manifest.config.title or "(config)")
         blobs = [config, *blobs[1:], *_verify_sidecars(repository, sidecars)]
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
+    code = worst_of(blobs)
     return BlobsReport(
         "bitward.oci-verify/1",
         named.name,

@@ -16,7 +16,7 @@ from functools import partial
 from bitward.protecting import Request as ProtectPaths
 from bitward.protecting import protect_paths
 from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_blob
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_credentials import Credentials
@@ -90,7 +90,7 @@ class _Look:
             BlobReport(name, "", "", 0, Verdict.UNVERIFIABLE, users=(name,), message=told, exit_code=ExitCode.CANNOT_TELL)
             for name, told in self.store.unread
         ]
-        code = ExitCode.worst(blob.exit_code for blob in (*unread, *blobs))
+        code = worst_of((*unread, *blobs))
         seconds = time.monotonic() - self.started
         size = sum(blob.bytes for blob in blobs)
         report = BlobsReport(f"bitward.ollama-{command}/1", self.store.folder, VERDICT_OF_CODE[code], size, seconds, (*unread, *blobs))
