@@ -6,7 +6,9 @@ import base64
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -74,6 +76,63 @@ def test_basic_with_the_real_registry(tmp_path: Path, small_checkpoint: Path, do
         pulled = bitward("oci", "pull", name, tmp_path / "out")
         assert (pulled.code, SECRET in pulled.out + pulled.err + pushed.out) == (0, False)
         assert (tmp_path / "out" / small_checkpoint.name).read_bytes() == small_checkpoint.read_bytes()
+
+
+class TokenServer:
+    """Signs tokens that the real registry takes: "Docker Registry v2 authentication using JWT" of the distribution project."""
+
+    def __init__(self, folder: Path) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+        from cryptography.x509.oid import NameOID
+
+        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "desk")])
+        now = datetime.now(UTC)
+        maker = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(self.key.public_key()).serial_number(1)
+        maker = maker.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        made = maker.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(self.key, hashes.SHA256())
+        self.certificate = made.public_bytes(serialization.Encoding.DER)
+        (folder / "root.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        self.asked = 0
+
+    def token(self, scope: str) -> str:
+        """A token for what is asked, good for a minute."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import padding
+
+        kind, name, actions = scope.split(":")
+        now = int(time.time())
+        header = {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(self.certificate).decode()]}
+        claims = {"iss": "desk", "sub": "tester", "aud": "here", "exp": now + 60, "nbf": now - 60, "iat": now, "jti": str(now)}
+        access = [{"type": kind, "name": name, "actions": actions.split(",")}]
+        parts = [base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=") for one in (header, {**claims, "access": access})]
+        signature = self.key.sign(b".".join(parts), padding.PKCS1v15(), hashes.SHA256())
+        return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+    def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer:
+        if headers.get("authorization") != BASIC:
+            return 401, {}, b"{}"
+        self.asked += 1
+        return 200, {}, json.dumps({"token": self.token(parse_qs(urlsplit(path).query)["scope"][0])}).encode()
+
+
+def test_bearer_with_the_real_registry(tmp_path: Path, small_checkpoint: Path, docker_config: Path) -> None:
+    """It demands a token for each repository and action, and checks its signature."""
+    pytest.importorskip("cryptography", reason="the extra 'sign' is not installed")
+    server = TokenServer(tmp_path)
+    with proxied("127.0.0.1:1", answer=server.answer) as desk:
+        auth = f"auth: {{token: {{realm: 'http://{desk.host}/token', service: here, issuer: desk, rootcertbundle: {tmp_path}/root.pem}}}}"
+        with docker_registry(tmp_path / "closed", auth) as closed:
+            name = f"{closed.host}/models/mine:v1"
+            assert bitward("oci", "push", name, small_checkpoint).code == 3  # nobody is logged in
+            log_in(docker_config, closed.host)
+            pushed = bitward("oci", "push", name, small_checkpoint, "--json")
+            assert pushed.code == 0, pushed.err
+            assert bitward("oci", "pull", name, tmp_path / "out").code == 0
+            assert (tmp_path / "out" / small_checkpoint.name).read_bytes() == small_checkpoint.read_bytes()
+            assert server.asked >= 2
 
 
 class Desk:

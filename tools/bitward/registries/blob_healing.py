@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from bitward.registries.blob_check import MISSING, Healing, Wanted, difference, hash_file, why_foreign
 from bitward.registries.blob_guessing import heal_by_guess, tell_log
@@ -50,11 +51,12 @@ def heal_blob(
         return found
     uses: tuple[SourceUse, ...] = ()
     if os.path.lexists(path):
-        usable = os.path.lexists(sidecar) and not why_foreign(sidecar, wanted, named=named)
-        if usable:
+        foreign = why_foreign(sidecar, wanted, named=named) if os.path.lexists(sidecar) else ""
+        if os.path.lexists(sidecar) and not foreign:
             found = _by_sidecar(path, wanted, sidecar, sources, jobs, progress)
         else:
             found = heal_by_guess(path, wanted, sidecar, sources, progress)
+            found = replace(found, message="; ".join(filter(None, (found.message, foreign))))
         uses = found.sources
     for download in whole:
         if found.verdict is Verdict.INTACT:

@@ -214,10 +214,13 @@ class Repository:
         start = f"{self.reference.base_url}/blobs/uploads/"
         with self._once(what), self._web.send("POST", start, {"Content-Length": "0"}) as response:
             self._check(response, (202,), what)
-            place = urljoin(start, response.headers.get("Location", ""))
-        parts = urlsplit(place)
-        if parts.scheme != self.reference.scheme and parts.scheme != "https":
-            raise SourceError(f"{what}: the registry names a place for it that is no URL of its kind")
+            named = response.headers.get("Location", "")
+        try:
+            parts = urlsplit(urljoin(start, named))
+        except ValueError:
+            named, parts = "", urlsplit("")
+        if not named or parts.scheme not in (self.reference.scheme, "https"):
+            raise SourceError(f"{what}: the registry names no place for it that is a URL of its kind")
         query = "&".join(filter(None, (parts.query, f"digest={descriptor.digest}")))
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
         with self._once(what), self._web.send("PUT", urlunsplit(parts._replace(query=query)), headers, content) as response:
