@@ -16,8 +16,6 @@ from dataclasses import field, replace
 
 from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
-from bitward.registries.blob_healing import heal_beside
-from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_sidecars import scratch_folder
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import atomic_file, make_folder
@@ -228,6 +226,8 @@ def repair_layout(folder: str, request: LayoutRequest) -> BlobsReport:
         copies = [CopySource(LocalPlace(other.path_of(one.digest), blank.path), [""], one.hex, Meter()) for other in others]
         copies = [copy for copy in copies if os.path.isfile(copy.name)]
         try:
+            from bitward.registries.blob_healing import heal_beside  # loads NumPy: only where there is damage
+
             log = log_in(os.path.join(layout.folder, WORK_FOLDER))
             ward = layout.sidecar_of(one.digest)
             with scratch_folder(layout.folder) as scratch:
@@ -271,6 +271,8 @@ def protect_layout(folder: str, request: LayoutRequest) -> BlobsReport:
 
 
 def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: LayoutRequest) -> tuple[BlobReport, Descriptor | None]:
+    from bitward.registries.oci_push import make_sidecar
+
     blank = _blank(layout, layer)
     if blank.sidecar and not request.force:
         return replace(blank, verdict=Verdict.INTACT, action="kept", message="its sidecar is there; the layer was not read"), None

@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from bitward.protecting import Request as ProtectPaths
-from bitward.protecting import protect_paths
 from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
-from bitward.registries.blob_healing import heal_blob
-from bitward.registries.oci_client import Repository
-from bitward.registries.oci_credentials import Credentials
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
 from bitward.targets import VERDICT_OF_CODE
@@ -34,6 +30,9 @@ from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.ollama import ModelName
+
+if TYPE_CHECKING:
+    from bitward.registries.oci_client import Repository
 
 SIDECAR_FOLDER = "wards"
 """Below the store: Ollama looks at ``blobs`` and ``manifests`` only."""
@@ -142,6 +141,9 @@ def protect_store(request: StoreRequest) -> BlobsReport:
     Raises:
         InputError: there is no such store or model.
     """
+    from bitward.protecting import Request as ProtectPaths
+    from bitward.protecting import protect_paths
+
     look = _Look(request)
     paths = ProtectPaths(request.preset, request.leaf_hash, None, False, request.jobs, request.progress)
     blobs = []
@@ -211,6 +213,9 @@ class _Origins:
             whole.append(partial(_chunks, resolve(path), blob.descriptor.size))
 
     def _add_registry(self, blob: StoreBlob, address: WebAddress | None, copies: list[CopySource], whole: list[Whole]) -> None:
+        from bitward.registries.oci_client import Repository
+        from bitward.registries.oci_credentials import Credentials
+
         reference = _reference(blob.users[0], address)
         if reference not in self._repositories:
             given = Credentials(address.user, address.password) if address is not None and address.user else None
@@ -244,6 +249,8 @@ def _repair_one(look: _Look, blob: StoreBlob, origins: _Origins) -> BlobReport:
     found = check_blob(blank.path, wanted, ward, jobs=jobs, progress=progress)
     if found.verdict is Verdict.INTACT or look.request.dry_run:
         return _state(look, blank, found)
+    from bitward.registries.blob_healing import heal_blob  # loads NumPy: only where there is damage
+
     copies: list[CopySource] = []
     try:
         copies, whole = origins.of(blob)
