@@ -17,6 +17,7 @@ from bitward_agent.verify import open_sidecar
 from cli.command_line import bitward
 from lost_blocks import made_checkpoint
 from registries.docker_registry import DockerRegistry, ReferrersProxy, docker_registry, proxied
+from registries.in_process import bitward as in_process
 
 pytest.importorskip("httpx", reason="the extra 'remote' is not installed")
 
@@ -212,17 +213,55 @@ def test_damage_beyond_all_help_is_not_pulled(registry: DockerRegistry, tmp_path
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_a_sidecar_that_rots_in_the_registry_still_heals_and_is_healed(
+    registry: DockerRegistry, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A page of the sidecar's blob is lost, and a bit of the model's blob is flipped."""
+    name = f"{registry.host}/models/rot:v1"
+    pushed = bitward("oci", "push", name, small_checkpoint, "--json").document
+    artefact = registry.manifest("models/rot", pushed["sidecars"][0])
+    ward = registry.blob(artefact["layers"][0]["digest"])
+    good = ward.read_bytes()
+    ward.write_bytes(good[:20480] + bytes(4096) + good[24576:])
+    told = in_process("oci", "verify", name, "--json")
+    assert (told.code, {one["name"]: one["verdict"] for one in told.document["blobs"]}) == (
+        1,
+        {"(config)": "intact", "small.safetensors": "intact", "small.safetensors.ward": "damaged"},
+    )
+    blob = registry.blob(layer_digest(registry, "models/rot"))
+    data = bytearray(small_checkpoint.read_bytes())
+    data[50_000] ^= 0x10
+    blob.write_bytes(data)
+    assert in_process("oci", "verify", name).code == 1
+    pulled = in_process("oci", "pull", name, tmp_path / "out", "--json")
+    assert pulled.code == 0, pulled.out
+    assert "damaged in the registry" in pulled.document["blobs"][0]["message"]
+    assert (tmp_path / "out" / small_checkpoint.name).read_bytes() == small_checkpoint.read_bytes()
+    assert in_process("verify", tmp_path / "out").code == 0
+    assert in_process("verify", tmp_path / "out", "--sidecar-only").code == 0
+    blob.write_bytes(small_checkpoint.read_bytes())
+    assert in_process("oci", "protect", name, "--force").code == 0  # a new sidecar beside the rotten one
+    assert in_process("oci", "verify", name).code == 0
+    blob.write_bytes(data[:-5000])
+    cut = in_process("oci", "verify", name, "--json")
+    assert (cut.code, "are missing" in cut.document["blobs"][1]["message"]) == (1, True)
+    again = in_process("oci", "push", f"{registry.host}/models/rot:v2", small_checkpoint)
+    assert (again.code, "damaged" in again.err) == (3, True)  # a registry would say that it has the blob
+    assert in_process("oci", "repair", name, "--storage", registry.storage).code == 0
+    assert blob.read_bytes() == small_checkpoint.read_bytes()
+
+
 def test_without_a_sidecar_the_digest_still_decides(registry: DockerRegistry, small_checkpoint: Path, tmp_path: Path) -> None:
     name = f"{registry.host}/models/bare:v1"
-    pushed = bitward("oci", "push", name, small_checkpoint, "--no-sidecars", "--json")
+    pushed = in_process("oci", "push", name, small_checkpoint, "--no-sidecars", "--json")
     assert (pushed.code, pushed.document["sidecars"]) == (0, [])
-    assert bitward("oci", "verify", name).code == 0
-    assert bitward("oci", "pull", name, tmp_path / "out").code == 0
+    assert in_process("oci", "verify", name).code == 0
+    assert in_process("oci", "pull", name, tmp_path / "out").code == 0
     assert (tmp_path / "out" / small_checkpoint.name).read_bytes() == small_checkpoint.read_bytes()
     blob = registry.blob(layer_digest(registry, "models/bare"))
     data = bytearray(blob.read_bytes())
     data[1000] ^= 1
     blob.write_bytes(data)
-    assert bitward("oci", "verify", name).code == 4
-    assert bitward("oci", "pull", name, tmp_path / "other").code == 4
+    assert in_process("oci", "verify", name).code == 4
+    assert in_process("oci", "pull", name, tmp_path / "other").code == 4
     assert os.listdir(tmp_path / "other") == []

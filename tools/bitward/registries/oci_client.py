@@ -208,6 +208,10 @@ class Repository:
         what = f"{self.reference.repository_name}: the blob {descriptor.digest}"
         with self._once(what), self._web.send("HEAD", self.blob_url(descriptor.digest), {}) as response:
             if response.status_code == 200:
+                length = response.headers.get("Content-Length", "")
+                if length.isascii() and length.isdecimal() and int(length[:20]) != descriptor.size:
+                    told = f"the registry has it already, damaged: {length[:20]} of {descriptor.size} bytes; it takes no other in its place"
+                    raise SourceError(f"{what}: {told}")
                 return False
             if response.status_code != 404:
                 self._check(response, (), what)
