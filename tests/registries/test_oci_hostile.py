@@ -405,6 +405,19 @@ def test_an_artefact_of_another_subject_is_not_used(door: ReferrersProxy, tmp_pa
     assert (report.exit_code, report.sidecars) == (0, ())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [(404, {}, b""), (400, {}, b""), (405, {}, b""), (200, {"Content-Type": "text/html"}, b"<html>"), (200, {}, b"{}")],
+)
+def test_registries_without_the_api_say_so_in_many_ways(answer: Answer, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made()
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    made.paths[f"/v2/a/b/referrers/{digest_of(made.manifest())}"] = answer
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, report.referrers) == (0, "tag")
+    assert sorted(os.listdir(tmp_path / "out")) == ["bitward-unit.ward", "model.bin", "model.bin.ward"]
+
+
 def test_a_list_of_referrers_that_never_ends(door: ReferrersProxy, tmp_path: Path) -> None:
     made = Made()
     path = f"/v2/a/b/referrers/{digest_of(made.manifest())}"

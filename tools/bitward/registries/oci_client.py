@@ -19,6 +19,7 @@ from bitward_agent.sources.addresses import WebAddress
 from bitward_agent.sources.copies import CopySource
 from bitward_agent.sources.http import HttpPlace, paced_chunks
 from bitward_agent.sources.limits import Budget, Limits, Meter, Patience, TransientError
+from bitward_formats.errors import OciError
 from bitward_formats.oci import (
     IMAGE_INDEX,
     INDEX_TYPES,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _ACCEPTED = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _PAGES_LIMIT = 64
 """Most pages of a list of referrers that are read."""
+_NO_API = frozenset({400, 404, 405, 406, 501})
+"""What registries without the referrers API answer there. The specification names 404; others were written before it."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -89,11 +92,14 @@ class Repository:
             raise UntrustedError(f"{what} is {digest_of_bytes(data)}, not {said[:100]}: it is damaged, or another one")
         return data, headers.get("Content-Type", "")
 
-    def _document(self, url: str, headers: dict[str, str], what: str) -> tuple[bytes, httpx.Headers]:
+    def _document(self, url: str, headers: dict[str, str], what: str, absent: frozenset[int] = frozenset()) -> tuple[bytes, httpx.Headers]:
+        """A bounded document and its headers; a status of ``absent`` counts as not there."""
         patience = Patience(self.limits)
         while True:
             try:
                 with self._web.get(url, headers) as response:
+                    if response.status_code in absent:
+                        raise NotInRegistryError(f"{what}: not in the registry")
                     self._check(response, (200,), what)
                     return bounded_body(response, MANIFEST_LIMIT_BYTES, what, self.limits), response.headers
             except TransientError as error:
@@ -174,13 +180,16 @@ class Repository:
         for _ in range(_PAGES_LIMIT):
             what = f"{self.reference.repository_name}: the referrers of {digest[:19]}…"
             try:
-                data, headers = self._document(url, {"Accept": IMAGE_INDEX}, what)
-            except NotInRegistryError:
+                data, headers = self._document(url, {"Accept": IMAGE_INDEX}, what, _NO_API)
+                listed = read_index(data, headers.get("Content-Type", ""), what).manifests
+            except (NotInRegistryError, OciError):
+                if self.has_referrers_api:
+                    raise
                 self.has_referrers_api = False
                 index = self._tagged(digest)
                 return self._sidecars(index.manifests if index else ())
             self.has_referrers_api = True
-            found += read_index(data, headers.get("Content-Type", ""), what).manifests
+            found += listed
             following = _next_page(headers.get("Link", ""), url)
             if not following or urlsplit(following)[:2] != urlsplit(url)[:2]:
                 break
