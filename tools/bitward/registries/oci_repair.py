@@ -65,6 +65,7 @@ def repair(reference: str, request: RepairRequest) -> BlobsReport:
             _repair_one(repository, one, sidecars, others, os.path.join(scratch, f"{one.hex}.ward"), storage, request)
             for one in unique((manifest.config, *manifest.layers))
         ]
+        blobs[0] = replace(blobs[0], name=manifest.config.title or "(config)")
     code = worst_of(blobs)
     return BlobsReport(
         *("bitward.oci-repair/1", named.name, VERDICT_OF_CODE[code], sum(blob.bytes for blob in blobs)),

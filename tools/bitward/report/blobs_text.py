@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bitward.registries.blob_facts import BlobReport, BlobsReport
 from bitward.report.damage_text import LineBudget, damage_lines
 from bitward.report.file_text import pace, verdict_words
-from bitward.report.names import printable, printable_text
+from bitward.report.names import command, printable, printable_text
 from bitward.report.numbers import count, exact_size, share, size
 from bitward.report.style import Style
 from bitward_agent.findings import ExitCode, Verdict
@@ -37,6 +37,7 @@ def blobs_lines(report: BlobsReport, style: Style) -> Iterator[str]:
         yield f"  … and {len(report.leftovers) - _SHOWN_LEFTOVERS:,} more (use --json)"
     yield from (f"  note: {printable_text(note)}" for note in report.notes)
     yield _sum(report)
+    yield from _what_next(report, style)
 
 
 def _head(blob: BlobReport, style: Style) -> str:
@@ -56,12 +57,28 @@ def _details(blob: BlobReport, budget: LineBudget, style: Style) -> Iterator[str
     if blob.message:
         yield printable_text(blob.message) if blob.verdict is Verdict.INTACT else style.warn(printable_text(blob.message))
     yield from damage_lines(blob.damage, budget, style)
-    if blob.repaired or blob.remaining:
+    if blob.repaired:
         yield f"{count(blob.repaired, 'block')} repaired, {blob.remaining:,} remaining"
+    elif blob.remaining:
+        yield f"{count(blob.remaining, 'block')} wrong"
     for source in blob.sources:
         if source.requests or source.error:
             told = f"; {printable_text(source.error)}" if source.error else ""
             yield f"{printable_text(source.name)}: {exact_size(source.fetched_bytes)} in {count(source.requests, 'request')}{told}"
+
+
+def _what_next(report: BlobsReport, style: Style) -> Iterator[str]:
+    """What puts a damaged blob right, after a look that only reads."""
+    damaged = [blob for blob in report.blobs if blob.exit_code in (ExitCode.REPAIRABLE, ExitCode.NOT_REPAIRABLE)]
+    match report.schema:
+        case "bitward.oci-verify/1" if damaged and report.referrers == "index":
+            yield style.strong(f"{command('oci repair', report.name)} puts back what its sidecars can")
+        case "bitward.oci-verify/1" if damaged and report.sidecars:
+            yield style.strong(
+                f"{command('oci pull', report.name, ' DIR')} heals it on the way; 'bitward oci repair' mends a registry's own disk"
+            )
+        case "bitward.ollama-verify/1" if damaged:
+            yield style.strong("'bitward ollama repair' puts it back from its sidecar; with --from registry also what parity lacks")
 
 
 def _sum(report: BlobsReport) -> str:
