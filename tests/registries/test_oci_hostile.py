@@ -230,6 +230,19 @@ def test_titles_that_lead_elsewhere(title: str, door: ReferrersProxy, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("title", ["../evil", "a\x1b[2Jb\nfake: intact", "\u202egnp.exe"])
+def test_what_is_called_so_is_still_verified_and_shown_harmlessly(title: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made(title=title)
+    intact = bitward("oci", "verify", serve(door, made))
+    assert (intact.code, intact.out.isascii()) == (0, True)
+    made.add_blob(DATA[:500] + bytes(10) + DATA[510:], digest_of(DATA))
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    hurt = bitward("oci", "verify", serve(door, made))
+    assert hurt.code == 1, hurt.out
+    assert all(line.isprintable() for line in hurt.out.splitlines())
+    assert len([line for line in hurt.out.splitlines() if "fake" in line]) <= 1
+
+
 @pytest.mark.parametrize(("first", "second"), [("a", "a"), ("a", "a/b"), ("x/y", "x")])
 def test_titles_in_each_others_way(first: str, second: str) -> None:
     layers = [Descriptor("", digest_of(name), 1, {TITLE: title}) for name, title in ((b"1", first), (b"2", second))]

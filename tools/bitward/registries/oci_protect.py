@@ -15,7 +15,7 @@ from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_reference import parse_reference
-from bitward.registries.oci_sidecars import attach_sidecars, find_sidecars, save_blob, scratch_folder, unique, wanted_manifest
+from bitward.registries.oci_sidecars import attach_sidecars, find_sidecars, save_blob, scratch_folder, scratch_name, unique, wanted_manifest
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
@@ -26,7 +26,7 @@ from bitward_agent.units import is_ours
 from bitward_formats.digest import LeafHash, leaf_function
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
-from bitward_formats.oci import Descriptor, file_name
+from bitward_formats.oci import Descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _protect_one(repository: Repository, layer: Descriptor, folder: str, request
     if is_ours(layer.title):
         return replace(report, verdict=Verdict.INTACT, message="belongs to Bitward itself and was not looked at"), ""
     try:
-        path = os.path.join(folder, os.path.basename(file_name(layer, repository.reference.name)))
+        path = os.path.join(folder, scratch_name(layer))
         ward = f"{path}.ward"
         os.mkdir(folder)
         wrong = difference(Wanted(layer.hex, layer.size), save_blob(repository, layer, path, request.progress, "protect"))

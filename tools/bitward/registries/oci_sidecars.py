@@ -28,6 +28,7 @@ from bitward_formats.oci import (
     artifact,
     digest_of_bytes,
     empty_config,
+    file_name,
     read_manifest,
     sidecar_descriptor,
     sidecars_by_layer,
@@ -172,6 +173,14 @@ def wanted_manifest(repository: Repository) -> Manifest:
     if manifest.artifact_type == SIDECAR_ARTIFACT:
         raise OciError(f"{reference.name}: is itself a sidecar artefact, of {manifest.subject.digest if manifest.subject else 'nothing'}")
     return manifest
+
+
+def scratch_name(layer: Descriptor) -> str:
+    """A file name for a layer's copy that tells the readers of checkpoints what it is; a title that is no path tells nothing."""
+    try:
+        return os.path.basename(file_name(layer, ""))
+    except OciError:
+        return f"sha256-{layer.hex}"
 
 
 def unique(layers: Sequence[Descriptor]) -> list[Descriptor]:

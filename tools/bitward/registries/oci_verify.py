@@ -14,7 +14,16 @@ from bitward.registries.blob_check import Wanted, check_blob, difference
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
-from bitward.registries.oci_sidecars import Sidecars, find_sidecars, save_blob, save_sidecar, scratch_folder, unique, wanted_manifest
+from bitward.registries.oci_sidecars import (
+    Sidecars,
+    find_sidecars,
+    save_blob,
+    save_sidecar,
+    scratch_folder,
+    scratch_name,
+    unique,
+    wanted_manifest,
+)
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, Progress, ProgressSink, Verdict
@@ -24,7 +33,7 @@ from bitward_agent.sources.limits import Limits
 from bitward_agent.verify import open_sidecar
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
-from bitward_formats.oci import Descriptor, file_name
+from bitward_formats.oci import Descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def _locate(
 ) -> BlobReport:
     """The damage, named by the sidecar: the blob is fetched once more, to be read at any place."""
     with scratch_folder() as scratch:
-        path = os.path.join(scratch, os.path.basename(file_name(layer, repository.reference.name)))
+        path = os.path.join(scratch, scratch_name(layer))
         told = save_sidecar(repository, candidates, f"{path}.ward")
         if not os.path.lexists(f"{path}.ward"):
             return replace(damaged, message=f"{damaged.message}; {told}")
