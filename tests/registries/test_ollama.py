@@ -212,6 +212,55 @@ def test_another_store_gives_what_is_lost_and_a_wrong_one_is_not_believed(store:
     assert ollama("repair", store, "--from", store.folder).code == 2
 
 
+def hurt_at_random(data: bytes, seeded: random.Random) -> bytes:
+    """Flips, zeros, noise, a cut, bytes too many: one or several of them."""
+    hurt = bytearray(data)
+    for _ in range(seeded.choice([1, 1, 3, 20])):
+        at, length = seeded.randrange(len(hurt) + 1), seeded.choice([1, 36, 4096, 65536, 300_000])
+        match seeded.choice(["flip", "zero", "noise", "cut", "more"]):
+            case "flip" if at < len(hurt):
+                hurt[at] ^= 1 << seeded.randrange(8)
+            case "zero":
+                hurt[at : at + length] = bytes(len(hurt[at : at + length]))
+            case "noise":
+                hurt[at : at + length] = seeded.randbytes(len(hurt[at : at + length]))
+            case "cut":
+                del hurt[at:]
+            case "more":
+                hurt += seeded.randbytes(length)
+    return bytes(hurt)
+
+
+def test_whatever_happens_to_a_blob_it_is_right_or_told(store: OllamaStore, tmp_path: Path) -> None:
+    """With a sidecar, a damaged one or none; with another store or without. Code 0 is byte equality, and 1 a promise that holds."""
+    data = small_model(2)
+    weights = store.add_model("tiny:latest", data)["layers"][0]["digest"]
+    other = OllamaStore(tmp_path / "other")
+    other.add_model("tiny:latest", data)
+    assert ollama("protect", store).code == 0
+    blob = store.blob(weights)
+    ward = store.folder / "wards" / f"{blob.name}.ward"
+    good = ward.read_bytes()
+    for seed in range(24):
+        print(f"seed {seed}")
+        seeded = random.Random(seed)
+        blob.write_bytes(hurt_at_random(data, seeded))
+        is_whole = blob.read_bytes() == data
+        if seeded.random() < 0.8:
+            at = seeded.randrange(len(good))
+            ward.write_bytes(good[:at] + bytes([good[at] ^ 1 << seeded.randrange(8)]) + good[at + 1 :])
+        else:
+            ward.unlink(missing_ok=True)
+        found = ollama("verify", store).code
+        assert (found == 0) is is_whole
+        sources = ("--from", other.folder) if seeded.random() < 0.5 else ()
+        done = ollama("repair", store, *sources)
+        assert done.code in (0, 4), done.out
+        assert (done.code == 0) is (blob.read_bytes() == data)
+        assert found != 1 or done.code == 0
+        assert not list(ward.parent.glob("*-journal"))
+
+
 def test_a_sidecar_of_other_contents_never_writes(store: OllamaStore) -> None:
     """Somebody mixed two sidecars up: blocks of the wrong file must not come into a blob."""
     first = store.add_model("one:latest", small_model(2, 1))["layers"][0]["digest"]
