@@ -122,6 +122,10 @@ class HubListingError(FormatError):
     """What a model hub says of a revision's files is malformed, or names no digest or size."""
 
 
+class OciError(FormatError):
+    """A manifest, index, descriptor or layout of OCI that is not what the image specification asks for, or goes beyond our bounds."""
+
+
 class SealError(FormatError):
     """A seal that is malformed, of another version, or that does not seal what a seal may."""
 

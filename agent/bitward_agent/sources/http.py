@@ -39,20 +39,26 @@ class HttpPlace:
 
     is_local = False
 
-    def __init__(self, address: WebAddress, limits: Limits, budget: Budget, *, name: str = "", token: str = "") -> None:
+    def __init__(
+        self, address: WebAddress, limits: Limits, budget: Budget, *, name: str = "", token: str = "", client: WebClient | None = None
+    ) -> None:
         """``name`` is shown instead of the URL; ``token`` is sent as a bearer's to that server, and to no other.
+
+        A ``client`` that is given is used instead of one of its own, and left open.
 
         Raises:
             MissingExtraError: httpx is not installed.
         """
         self.name = name or address.name
         self._address, self.limits, self.budget = address, limits, budget
-        self.client = WebClient(address, limits, token)
+        self.client = client or WebClient(address, limits, token)
+        self._owns_client = client is None
         self._dead = ""
 
     def close(self) -> None:
         """Close all connections."""
-        self.client.close()
+        if self._owns_client:
+            self.client.close()
 
     def open(self, relative: str, meter: Meter) -> HttpFile | None:
         """See ``Place.open``: one byte is asked for, which tells the size, the version and whether ranges are served."""
@@ -158,7 +164,7 @@ class HttpFile(RemoteFile):
         with self._client.get(self._url, headers) as response:
             self._check_status(response)
             wanted = self._check_range(response, first, end)
-            for chunk in self._chunks(response):
+            for chunk in paced_chunks(response, self.limits):
                 self.meter.count_bytes(len(chunk))
                 buffer += chunk[:wanted]
                 wanted -= len(chunk)
@@ -200,21 +206,6 @@ class HttpFile(RemoteFile):
                 raise RangesRefusedError("it changed since the first request; --allow-full-download reads the whole file")
         return high + 1 - first
 
-    def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
-        """The body as it comes. Raises TransientError if it comes too slowly; time that the taker needs is not counted."""
-        taken, waited = 0, 0.0
-        stream = response.iter_raw()
-        while True:
-            started = time.monotonic()
-            chunk = next(stream, None)
-            if chunk is None:
-                return
-            waited += time.monotonic() - started
-            taken += len(chunk)
-            yield chunk
-            if waited > self.limits.silence_seconds + taken / self.limits.slowest_bytes_per_second:
-                raise TransientError(f"fewer than {self.limits.slowest_bytes_per_second} bytes per second come")
-
     # ------------------------------------------------------------------------------------------------- without range support
 
     def _use_whole(self, response: httpx.Response) -> None:
@@ -253,7 +244,7 @@ class HttpFile(RemoteFile):
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise SourceError("the server serves a compressed form only")
             kept, at = bytearray(), 0
-            for chunk in self._chunks(response):
+            for chunk in paced_chunks(response, self.limits):
                 self.meter.count_bytes(len(chunk))
                 chunk_at, at = at, at + len(chunk)
                 while todo and todo[-1][0] < at:
@@ -266,6 +257,22 @@ class HttpFile(RemoteFile):
                     kept = bytearray()
                 if not todo:
                     return
+
+
+def paced_chunks(response: httpx.Response, limits: Limits) -> Iterator[bytes]:
+    """The body as it comes. Raises TransientError if it comes too slowly; time that the taker needs is not counted."""
+    taken, waited = 0, 0.0
+    stream = response.iter_raw()
+    while True:
+        started = time.monotonic()
+        chunk = next(stream, None)
+        if chunk is None:
+            return
+        waited += time.monotonic() - started
+        taken += len(chunk)
+        yield chunk
+        if waited > limits.silence_seconds + taken / limits.slowest_bytes_per_second:
+            raise TransientError(f"fewer than {limits.slowest_bytes_per_second} bytes per second come")
 
 
 def _take(response: httpx.Response, limit: int) -> bytes:

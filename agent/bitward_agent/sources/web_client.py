@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from bitward_agent.errors import SourceError
@@ -43,8 +43,9 @@ def _quiet() -> Iterator[None]:
 class WebClient:
     """httpx, for one address. It follows redirects, and takes credentials to the address's own server only."""
 
-    def __init__(self, address: WebAddress, limits: Limits, token: str = "") -> None:
-        """
+    def __init__(self, address: WebAddress, limits: Limits, token: str = "", *, anonymous: bool = False, redirects: bool = True) -> None:
+        """With ``anonymous`` neither the address's user nor netrc count: who calls sends what is needed. ``redirects``: follow them.
+
         Raises:
             MissingExtraError: httpx is not installed.
             SourceError: the netrc file cannot be used.
@@ -62,15 +63,15 @@ class WebClient:
         auth: httpx.Auth | None = None
         if token:
             headers["Authorization"] = f"Bearer {token}"  # httpx drops it where a redirect leads to another server
-        elif address.user is not None:
+        elif address.user is not None and not anonymous:
             auth = httpx.BasicAuth(address.user, address.password)
-        else:
+        elif not anonymous:
             auth = _netrc()
         with _quiet():
             self._client = httpx.Client(
                 auth=auth,
                 headers=headers,
-                follow_redirects=True,
+                follow_redirects=redirects,
                 max_redirects=REDIRECTS_LIMIT,
                 timeout=httpx.Timeout(limits.silence_seconds, connect=limits.connect_seconds),
                 limits=httpx.Limits(max_connections=limits.parallel + 1),
@@ -81,9 +82,15 @@ class WebClient:
         with _quiet():
             self._client.close()
 
+    def get(self, url: str, headers: dict[str, str]) -> AbstractContextManager[httpx.Response]:
+        """See :meth:`send`."""
+        return self.send("GET", url, headers)
+
     @contextmanager
-    def get(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """The answer to a request, its body not yet read.
+    def send(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | Iterable[bytes] | None = None
+    ) -> Iterator[httpx.Response]:
+        """The answer to a request, its body not yet read. A ``content`` that is iterated is not sent again where a redirect asks for it.
 
         Raises:
             TransientError: no connection, no answer, or it broke, also while the body is read.
@@ -93,7 +100,7 @@ class WebClient:
 
         with _quiet():
             try:
-                with self._client.stream("GET", url, headers=headers) as response:
+                with self._client.stream(method, url, headers=headers, content=content) as response:
                     yield response
             except httpx.ConnectTimeout:
                 raise TransientError(f"no connection within {self._limits.connect_seconds:g} s") from None

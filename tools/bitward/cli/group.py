@@ -28,6 +28,8 @@ COMMANDS = (
     "diagnose",
     "hf",
     "mlflow",
+    "oci",
+    "ollama",
 )
 
 

@@ -1,0 +1,123 @@
+"""A blob on this machine whose SHA-256 is known: is it whole, and where it is damaged if its sidecar can say. Reads only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from bitward_agent.errors import BitwardError, UnreadableError
+from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SourceUse, Verdict
+from bitward_agent.io import OpenFile
+from bitward_agent.verify import open_sidecar, verify_file
+from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
+
+_CHUNK_BYTES = 1 << 20
+MISSING = "missing"
+
+
+class LostRangeError(UnreadableError):
+    """Part of a file cannot be read: the medium lost it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a blob should be: SHA-256 in hexadecimal, and bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """The state of a blob after it was looked at, and perhaps healed."""
+
+    verdict: Verdict
+    repaired: int = 0
+    remaining: int = 0
+    damage: tuple[Damage, ...] = ()
+    sources: tuple[SourceUse, ...] = ()
+    message: str = ""
+    exit_code: int = 0
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(source.fetched_bytes for source in self.sources)
+
+
+def hash_file(path: str, progress: ProgressSink | None = None) -> Wanted:
+    """SHA-256 and size of a file as it is.
+
+    Raises:
+        LostRangeError: part of it cannot be read.
+        UnreadableError: it cannot be opened, or changes meanwhile.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with OpenFile(path) as file:
+        before = file.state()
+        for offset in range(0, before.size, _CHUNK_BYTES):
+            view = buffer[: min(_CHUNK_BYTES, before.size - offset)]
+            if lost := file.read_into(view, offset):
+                raise LostRangeError(f"{path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
+            digest.update(view)
+            if progress:
+                progress(Progress("hash", path, offset + len(view), before.size))
+        if file.state() != before:
+            raise UnreadableError(f"{path}: changes while it is read: try again when its writer is done")
+    return Wanted(digest.hexdigest(), before.size)
+
+
+def difference(wanted: Wanted, found: Wanted) -> str:
+    """In words what is wrong with a blob; empty if it is as it should be."""
+    if found.size != wanted.size:
+        less = found.size < wanted.size
+        return (
+            f"{abs(wanted.size - found.size):,} of {wanted.size:,} bytes are missing"
+            if less
+            else (f"has {found.size - wanted.size:,} bytes too many")
+        )
+    return "" if found.sha256 == wanted.sha256 else "its contents are not what its digest says"
+
+
+def check_blob(path: str, wanted: Wanted, sidecar: str, *, jobs: int | None = None, progress: ProgressSink | None = None) -> Healing:
+    """Whether a blob is whole, and where it is damaged if its sidecar can say. Reads only."""
+    try:
+        told = difference(wanted, hash_file(path, progress))
+    except LostRangeError as error:
+        told = str(error).removeprefix(f"{path}: ")
+    except UnreadableError as error:
+        if not os.path.lexists(path):
+            return Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)
+        return Healing(Verdict.UNVERIFIABLE, message=str(error).removeprefix(f"{path}: "), exit_code=ExitCode.CANNOT_TELL)
+    if not told:
+        return Healing(Verdict.INTACT)
+    if not os.path.lexists(sidecar):
+        return Healing(Verdict.DAMAGED, message=f"{told}; no sidecar says where", exit_code=ExitCode.NOT_REPAIRABLE)
+    if foreign := why_foreign(sidecar, wanted):
+        return Healing(Verdict.DAMAGED, message=f"{told}; {foreign}", exit_code=ExitCode.NOT_REPAIRABLE)
+    return _judged(verify_file(path, sidecar, jobs=jobs, progress=progress), told)
+
+
+def _judged(found: FileVerification, told: str) -> Healing:
+    """A blob's name rules out that it was rewritten: what its sidecar calls changed is damaged beyond parity."""
+    code = found.exit_code if found.verdict is Verdict.DAMAGED else ExitCode.NOT_REPAIRABLE
+    if found.verdict is Verdict.UNVERIFIABLE or found.verdict is Verdict.INTACT:
+        told = f"{told}; its sidecar does not help: {found.message or 'it is of other contents'}"
+    left = found.damaged_blocks if found.verdict is not Verdict.INTACT else 0
+    return Healing(Verdict.DAMAGED, remaining=left, damage=found.damage, message=told, exit_code=code)
+
+
+def why_foreign(sidecar: str, wanted: Wanted, *, named: bool = False) -> str:
+    """Why a sidecar must not be used on a blob; ``named`` demands that it says itself which contents it is of."""
+    try:
+        ward, read, _ = open_sidecar(sidecar)
+        ward.close()
+    except (BitwardError, FormatError) as error:
+        return f"its sidecar cannot be used: {error}"
+    said = read.superblock.trusted_sha256
+    if read.superblock.file_bytes != wanted.size or said not in (bytes(32), bytes.fromhex(wanted.sha256)):
+        return "its sidecar is of other contents"
+    if named and said == bytes(32):
+        return "its sidecar does not say which contents it is of: make one anew"
+    return ""

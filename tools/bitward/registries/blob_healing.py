@@ -1,0 +1,174 @@
+"""How a damaged blob whose SHA-256 is known becomes whole again. The digest decides: nothing counts as healed that does not have it.
+
+With a sidecar parity is asked first, and then the sources for the blocks that parity lacks; without one see ``blob_guessing``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from bitward.registries.blob_check import MISSING, Healing, Wanted, difference, hash_file, why_foreign
+from bitward.registries.blob_guessing import heal_by_guess, tell_log
+from bitward_agent.durable import atomic_file, make_folder
+from bitward_agent.errors import BitwardError, SourceError, UnreadableError
+from bitward_agent.findings import ExitCode, Progress, ProgressSink, SidecarState, SourceUse, Verdict
+from bitward_agent.io import OpenFile, reason
+from bitward_agent.journal import restore_mtime
+from bitward_agent.repair import RepairRequest, repair_file
+from bitward_agent.sources.copies import CopySource
+from bitward_agent.verify import open_sidecar
+
+_WRITE_BYTES = 1 << 16
+
+
+def heal_blob(
+    path: str,
+    wanted: Wanted,
+    sidecar: str,
+    sources: Sequence[CopySource],
+    found: Healing,
+    *,
+    named: bool = True,
+    whole: Sequence[Callable[[], Iterator[bytes]]] = (),
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+) -> Healing:
+    """Make a blob whole in place, and say what was done.
+
+    Args:
+        sidecar: where its sidecar is, if there is one.
+        sources: other copies, asked in their order for what parity lacks.
+        found: what :func:`check_blob` said of it.
+        named: use only a sidecar that names the digest itself; without that a wrong one could ruin the rest of the blob.
+        whole: its bytes from elsewhere, all of them; asked last, and for a blob that is gone.
+    """
+    if found.verdict is Verdict.INTACT or found.exit_code == ExitCode.CANNOT_TELL:
+        return found
+    uses: tuple[SourceUse, ...] = ()
+    if os.path.lexists(path):
+        foreign = why_foreign(sidecar, wanted, named=named) if os.path.lexists(sidecar) else ""
+        if os.path.lexists(sidecar) and not foreign:
+            found = _by_sidecar(path, wanted, sidecar, sources, jobs, progress)
+        else:
+            found = heal_by_guess(path, wanted, sidecar, sources, progress)
+            found = replace(found, message="; ".join(filter(None, (found.message, foreign))))
+        uses = found.sources
+    for download in whole:
+        if found.verdict is Verdict.INTACT:
+            break
+        found = _anew(path, wanted, download, uses, progress)
+    return found
+
+
+def _by_sidecar(
+    path: str, wanted: Wanted, sidecar: str, sources: Sequence[CopySource], jobs: int | None, progress: ProgressSink | None
+) -> Healing:
+    ward, read, _ = open_sidecar(sidecar)
+    ward.close()
+    try:
+        # What has a digest for a name was never rewritten: an odd time is no sign of new contents, and must not stop the repair.
+        with OpenFile(path, write=True) as file:
+            if file.state().mtime_ns != read.superblock.mtime_ns:
+                restore_mtime(file, read.superblock.mtime_ns)
+        done = repair_file(path, sidecar, RepairRequest(tuple(sources), now_ns=time.time_ns()), jobs=jobs, progress=progress)
+        told = difference(wanted, hash_file(path, progress))
+    except BitwardError as error:
+        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+    if not told:
+        return Healing(Verdict.INTACT, done.repaired, sources=done.sources, message=_healed_how(done.repaired, done.sidecar.state))
+    message = "; ".join(filter(None, (told, done.message)))
+    return Healing(Verdict.DAMAGED, done.repaired, done.remaining, done.damage, done.sources, message, ExitCode.NOT_REPAIRABLE)
+
+
+def _healed_how(repaired: int, state: SidecarState) -> str:
+    return "its sidecar was damaged and is whole again" if state is SidecarState.HEALED and not repaired else ""
+
+
+def heal_beside(
+    path: str,
+    wanted: Wanted,
+    sidecar: str,
+    sources: Sequence[CopySource],
+    found: Healing,
+    scratch: str,
+    log: str,
+    *,
+    jobs: int | None = None,
+    progress: ProgressSink | None = None,
+) -> Healing:
+    """As :func:`heal_blob`, with a sidecar for which nobody vouches: a copy is healed, and the blob is touched once that has the digest.
+
+    Args:
+        scratch: folder for the copy, on a disk with room for it.
+        log: where a line about what was written is added.
+    """
+    copy = os.path.join(scratch, wanted.sha256)
+    if found.message == MISSING:
+        return found
+    try:
+        shutil.copyfile(path, copy, follow_symlinks=False)
+        done = heal_blob(copy, wanted, sidecar, sources, found, named=False, jobs=jobs, progress=progress)
+        if done.verdict is Verdict.INTACT:
+            _transplant(copy, path, wanted, log)
+            if told := difference(wanted, hash_file(path, progress)):
+                raise UnreadableError(f"{path}: what was written does not read back ({told}): the disk is failing")
+    except BitwardError as error:
+        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+    except OSError as error:
+        return Healing(Verdict.DAMAGED, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    finally:
+        if os.path.lexists(copy):
+            os.remove(copy)
+    return done
+
+
+def _transplant(copy: str, path: str, wanted: Wanted, log: str) -> None:
+    """Write what differs, in place; a crash on the way leaves fewer wrong bytes than before, and the next run goes on."""
+    writes = []
+    with OpenFile(copy) as right, OpenFile(path, write=True) as target:
+        target.lock()
+        for offset in range(0, wanted.size, _WRITE_BYTES):
+            data = right.read(offset, min(_WRITE_BYTES, wanted.size - offset))
+            if target.read(offset, len(data)) != data:
+                target.write_all(data, offset)
+                writes.append({"offset": offset, "length": len(data)})
+        target.disk.truncate(target.fd, wanted.size)
+        target.disk.sync(target.fd)
+        tell_log(log, target, wanted, "sidecar", writes)
+
+
+def _anew(
+    path: str, wanted: Wanted, download: Callable[[], Iterator[bytes]], uses: tuple[SourceUse, ...], progress: ProgressSink | None
+) -> Healing:
+    """The whole blob from elsewhere; it takes the place of the damaged one only if it has the digest."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        make_folder(os.path.dirname(path))
+        with atomic_file(path) as file:
+            for chunk in download():
+                file.write_all(chunk, done)
+                digest.update(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(Progress("fetch", path, done, wanted.size))
+            told = difference(wanted, Wanted(digest.hexdigest(), done))
+            if told:
+                raise SourceError(f"the copy that was sent is no better: {told}")
+            _keep_owner(path, file.fd)
+    except BitwardError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        return Healing(Verdict.DAMAGED, sources=uses, message=message, exit_code=ExitCode.NOT_REPAIRABLE)
+    whole = SourceUse("the whole blob", 0, done, 1)
+    return Healing(Verdict.INTACT, 1, sources=(*uses, whole), message=f"{done:,} bytes were fetched: the whole blob")
+
+
+def _keep_owner(path: str, fd: int) -> None:
+    """A store's files belong to its folder's owner; root must not leave files there that the store's own program cannot touch."""
+    if os.geteuid() == 0:
+        owner = os.stat(os.path.dirname(path))
+        os.fchown(fd, owner.st_uid, owner.st_gid)

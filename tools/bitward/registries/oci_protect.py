@@ -1,0 +1,115 @@
+"""``bitward oci protect``: sidecars for what is in a registry already, whoever pushed it and with whatever.
+
+What is protected is the blob as it is stored. A layer that is one file (ORAS, ModelPack's raw layers) is read as what its title says, and
+flips in it are named by tensor; an archive or a compressed layer (KitOps' tar and tar+gzip) is a run of bytes, which heals just as well.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from bitward.registries.blob_check import Wanted, difference, hash_file
+from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.oci_client import Repository
+from bitward.registries.oci_push import make_sidecar
+from bitward.registries.oci_reference import parse_reference
+from bitward.registries.oci_sidecars import attach_sidecars, find_sidecars, save_blob, scratch_folder, scratch_name, unique, wanted_manifest
+from bitward.targets import VERDICT_OF_CODE
+from bitward_agent.errors import BitwardError
+from bitward_agent.findings import ExitCode, ProgressSink, Verdict
+from bitward_agent.io import reason
+from bitward_agent.protect import preset_groups
+from bitward_agent.sources.limits import Limits
+from bitward_agent.units import is_ours
+from bitward_formats.digest import LeafHash, leaf_function
+from bitward_formats.errors import FormatError
+from bitward_formats.frozen import dataclass
+from bitward_formats.oci import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectRequest:
+    """What was asked for. ``force``: make sidecars also for layers that have some."""
+
+    limits: Limits
+    preset: str = "standard"
+    leaf_hash: LeafHash = LeafHash.XXH3
+    force: bool = False
+    plain_http: bool = False
+    jobs: int | None = None
+    progress: ProgressSink | None = None
+
+
+def protect(reference: str, request: ProtectRequest) -> BlobsReport:
+    """Make and attach sidecars of a manifest's layers; see the module.
+
+    Raises:
+        InputError: the reference is none.
+        SourceError, OciError, UntrustedError: the manifest cannot be had or used, or the registry does not take the sidecars.
+    """
+    started = time.monotonic()
+    named = parse_reference(reference, plain_http=request.plain_http)
+    preset_groups(request.preset)
+    leaf_function(request.leaf_hash)
+    with Repository(named, request.limits) as repository, scratch_folder() as scratch:
+        manifest = wanted_manifest(repository)
+        known = find_sidecars(repository, manifest)
+        blobs, made = [], []
+        for number, layer in enumerate(unique(manifest.layers)):
+            has = known.by_layer.get(layer.digest, ())
+            if has and not request.force:
+                kept = replace(_report(layer), action="kept", sidecar=has[-1].digest, sidecar_bytes=has[-1].size)
+                blobs.append(replace(kept, verdict=Verdict.INTACT, message="its sidecar is there; the layer was not read"))
+                continue
+            folder = os.path.join(scratch, str(number))
+            report, ward = _protect_one(repository, layer, folder, request)
+            blobs.append(report)
+            if ward:
+                made.append((layer, ward))
+        artifacts, how = known.artifacts, known.how
+        if made:
+            attached, how = attach_sidecars(repository, manifest, made)
+            artifacts = (*artifacts, attached)
+    code = worst_of(blobs)
+    return BlobsReport(
+        "bitward.oci-protect/1",
+        named.name,
+        VERDICT_OF_CODE[code],
+        sum(blob.bytes for blob in blobs),
+        time.monotonic() - started,
+        tuple(blobs),
+        manifest.descriptor.digest,
+        artifacts,
+        how,
+        notes=known.notes,
+        exit_code=code,
+    )
+
+
+def _report(layer: Descriptor) -> BlobReport:
+    return BlobReport(layer.name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
+
+
+def _protect_one(repository: Repository, layer: Descriptor, folder: str, request: ProtectRequest) -> tuple[BlobReport, str]:
+    """A layer's sidecar, made from a copy that is gone when this returns; empty if there is none."""
+    report = _report(layer)
+    if is_ours(layer.title):
+        return replace(report, verdict=Verdict.INTACT, message="belongs to Bitward itself and was not looked at"), ""
+    try:
+        path = os.path.join(folder, scratch_name(layer))
+        ward = f"{path}.ward"
+        os.mkdir(folder)
+        wrong = difference(Wanted(layer.hex, layer.size), save_blob(repository, layer, path, request.progress, "protect"))
+        if wrong:
+            told = f"damaged already, not protected: {wrong}"
+            return replace(report, verdict=Verdict.DAMAGED, message=told, exit_code=ExitCode.NOT_REPAIRABLE), ""
+        make_sidecar(path, ward, layer.hex, "the manifest", request.preset, request.leaf_hash, request.jobs)
+        os.remove(path)
+    except (BitwardError, FormatError) as error:
+        return replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL), ""
+    except OSError as error:
+        return replace(report, message=reason(error), exit_code=ExitCode.CANNOT_TELL), ""
+    done = replace(report, verdict=Verdict.INTACT, action="protected", sidecar_bytes=os.path.getsize(ward))
+    return replace(done, sidecar=f"sha256:{hash_file(ward).sha256}"), ward
