@@ -25,6 +25,7 @@ COMMANDS = (
     "agent",
     "trace",
     "diagnose",
+    "scrub",
 )
 
 

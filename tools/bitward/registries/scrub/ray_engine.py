@@ -1,0 +1,115 @@
+"""The same tasks on a Ray cluster: that of ``RAY_ADDRESS``, or one of this machine that lives as long as the scrub.
+
+A task needs one processor, is retried by Ray where its node dies, and is sent to wherever room is (SPREAD). Results are small and come back
+to this process, which alone writes the state. Credentials are not sent along: what a cluster's nodes may read is for their own settings to
+say, and what is sent with a task lies open in the cluster's own store (Ray's documentation, "Environment dependencies").
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bitward.registries.scrub.check import check
+from bitward.registries.scrub.engines import Ended
+from bitward.registries.scrub.facts import Task
+from bitward_agent.errors import SourceError
+from bitward_agent.sources.limits import Limits
+from bitward_formats.errors import MissingExtraError
+
+OBJECT_STORE_BYTES = 78 << 20
+"""Nearly the least that Ray takes (75 MiB): no data goes through it, only small results."""
+_DEATHS_BORNE = 3
+_TASKS_PER_PROCESSOR = 2
+"""One under way and one waiting for it, so that no worker waits for this process."""
+_COUNT_SECONDS = 5.0
+
+
+class EngineError(SourceError):
+    """The cluster cannot be reached or used."""
+
+
+class RayEngine:
+    """See ``Engine``."""
+
+    def __init__(self, workers: int | None, limits: Limits, ahead: int) -> None:
+        """
+        Raises:
+            MissingExtraError: Ray is not installed.
+            EngineError: the cluster cannot be reached or started.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("--engine ray needs the extra 'ray': pip install 'bitward[ray]'") from None
+        self._ray: Any = ray
+        self._workers, self._limits, self._ahead = workers, limits, ahead
+        self._busy: dict[Any, Task] = {}
+        self.workers_lost = 0
+        self._counted_at, self._processors = 0.0, 1
+        try:
+            self._begin()
+        except Exception as error:  # noqa: BLE001 - Ray raises what it likes
+            raise EngineError(f"Ray cannot be reached or started: {type(error).__name__}: {str(error)[:300]}") from None
+        self._check = ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE, scheduling_strategy="SPREAD")(check)
+
+    def _begin(self) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "bitward-scrub"}
+        if os.environ.get("RAY_ADDRESS"):
+            self._ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+            return
+        self._ray.init(
+            address="local",
+            num_cpus=self._workers or len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Follows the cluster: nodes come and go."""
+        now = time.monotonic()
+        if now - self._counted_at > _COUNT_SECONDS:
+            self._counted_at = now
+            self._processors = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        return _TASKS_PER_PROCESSOR * min(self._processors, self._workers or self._processors)
+
+    @property
+    def under_way(self) -> int:
+        return len(self._busy)
+
+    def submit(self, task: Task) -> None:
+        """See ``Engine.submit``."""
+        self._busy[self._check.remote(task, self._limits, self._ahead)] = task
+
+    def wait(self, seconds: float) -> Sequence[Ended]:
+        """See ``Engine.wait``."""
+        ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=seconds)
+        if ready:  # and whatever else has come meanwhile
+            ready, _ = self._ray.wait(list(self._busy), num_returns=len(self._busy), timeout=0)
+        return [self._ended(one) for one in ready]
+
+    def _ended(self, reference: Any) -> Ended:
+        task = self._busy.pop(reference)
+        try:
+            return Ended(task, self._ray.get(reference))
+        except self._ray.exceptions.RayTaskError as error:
+            return Ended(task, None, f"it cannot run on the cluster: {type(error.cause).__name__}: {str(error.cause)[:300]}")
+        except self._ray.exceptions.RayError as error:
+            self.workers_lost += 1
+            return Ended(task, None, f"its worker died ({type(error).__name__})")
+
+    def close(self) -> None:
+        """See ``Engine.close``. What runs on other nodes is told to stop."""
+        for reference in self._busy:
+            try:
+                self._ray.cancel(reference, force=True)
+            except Exception:  # noqa: BLE001, S112, PERF203 - it ended by itself, or its node is gone
+                continue
+        self._busy.clear()
+        self._ray.shutdown()
