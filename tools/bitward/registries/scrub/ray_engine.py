@@ -7,7 +7,9 @@ say, and what is sent with a task lies open in the cluster's own store (Ray's do
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -50,9 +52,12 @@ class RayEngine:
         self._busy: dict[Any, Task] = {}
         self.workers_lost = 0
         self._counted_at, self._processors = 0.0, 1
+        self._silence = contextlib.ExitStack()  # Ray tells of dead nodes on standard output, where only the report belongs
+        self._silence.enter_context(contextlib.redirect_stdout(self._silence.enter_context(open(os.devnull, "w"))))
         try:
             self._begin()
         except Exception as error:  # noqa: BLE001 - Ray raises what it likes
+            self._silence.close()
             raise EngineError(f"Ray cannot be reached or started: {type(error).__name__}: {str(error)[:300]}") from None
         self._check = ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE, scheduling_strategy="SPREAD")(check)
 
@@ -61,6 +66,10 @@ class RayEngine:
         if os.environ.get("RAY_ADDRESS"):
             self._ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
             return
+        if not os.environ.get("RAY_AUTH_MODE"):
+            # Only this scrub's own processes may use its cluster, and nothing is left in the home folder, where Ray would put a token.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         self._ray.init(
             address="local",
             num_cpus=self._workers or len(os.sched_getaffinity(0)),
@@ -113,3 +122,4 @@ class RayEngine:
                 continue
         self._busy.clear()
         self._ray.shutdown()
+        self._silence.close()
