@@ -96,7 +96,8 @@ class S3Server:
         """boto3's client: objects are put by another library than the one that reads them."""
         import boto3
 
-        return boto3.client("s3", endpoint_url=self.address, aws_access_key_id="AKIAEXAMPLE", aws_secret_access_key="s3cr3t-Pa55", region_name="us-east-1")
+        keys = {name.lower(): CREDENTIALS[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        return boto3.client("s3", endpoint_url=self.address, region_name="us-east-1", **keys)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def verify_object(store: Store, pair: StoredPair, meter: Meter, *, ahead: int = 
     name = store.shown(pair.key)
     shown = store.shown(pair.sidecar_key)
     if pair.sidecar_state.size > pair.state.size + SIDECAR_EXCESS_BYTES:
-        report = SidecarReport(shown, SidecarState.DAMAGED, 0, f"{pair.sidecar_state.size} bytes: too large to be the sidecar of this object")
+        report = SidecarReport(shown, SidecarState.DAMAGED, 0, f"{pair.sidecar_state.size} bytes: too large for a sidecar of it")
         return ObjectVerification(unverifiable(name, 0, report, f"sidecar cannot be used: {report.message}"))
     opened: list[OpenFile] = []
     try:
@@ -73,7 +73,7 @@ def verify_object(store: Store, pair: StoredPair, meter: Meter, *, ahead: int = 
         opened.append(file := store.open(pair.key, pair.state, meter, ahead))
         _scatter(ward)
         both = OpenPair(file, ward, sidecar, lost, _judged_state(pair, file, sidecar.superblock.mtime_ns))
-        found = _verdict(name, both, pair.state.size, budget or FlipBudget())
+        found = _verdict(name, both, budget or FlipBudget())
         if found.verdict is not Verdict.INTACT:  # what fits its digests does so whatever happened meanwhile
             _still_there(store, pair)
         return ObjectVerification(replace(found, path=name), sidecar.superblock.protected_ns)
@@ -87,7 +87,7 @@ def verify_object(store: Store, pair: StoredPair, meter: Meter, *, ahead: int = 
             one.close()
 
 
-def _verdict(name: str, both: OpenPair, size: int, budget: FlipBudget) -> FileVerification:
+def _verdict(name: str, both: OpenPair, budget: FlipBudget) -> FileVerification:
     result = scan(both.file, both.sidecar, jobs=1)
     _scatter(both.file)
     if len(result.bad_blocks) <= DECODED_BLOCKS_LIMIT:

@@ -1,4 +1,4 @@
-"""Any file system that fsspec knows (``gs://``, ``abfs://``, ``sftp://`` …) as a store. What needs better than that has a module of its own.
+"""Any file system that fsspec knows (``gs://``, ``abfs://``, ``sftp://`` …) as a store. S3 has a module of its own.
 
 fsspec lists by folders, not by pages: memory is that of the largest folder. An object is held to be the same as long as size, time and
 the store's own mark of it are the same before and after it was read.

@@ -74,7 +74,7 @@ class FolderStore:
 
 
 def _folder(path: str) -> list[tuple[str, bool]]:
-    """(path, whether it is a folder) of a folder's regular files and folders, in order; folders sort as if their names ended with a slash."""
+    """(path, whether it is a folder) of a folder's regular files and folders, in order: folders as if their names ended with a slash."""
     with os.scandir(path) as entries:
         found = [
             (entry.path, entry.is_dir(follow_symlinks=False))

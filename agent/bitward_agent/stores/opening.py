@@ -28,7 +28,7 @@ def open_store(address: str, limits: Limits) -> Store:
 
         return FolderStore(_path_of(address) if scheme else address)
     if scheme in _NOT_LISTED or "::" in address:
-        raise InputError(f"{without_secrets(address)}: cannot be scrubbed: what lies there cannot be listed, or not be seen by other processes")
+        raise InputError(f"{without_secrets(address)}: cannot be scrubbed: it cannot be listed, or not from other processes")
     if scheme in _S3:
         bucket = address.partition("://")[2].partition("/")[0]
         if not bucket or "@" in bucket:

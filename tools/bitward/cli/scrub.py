@@ -53,8 +53,8 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Worker processes; as many as processors, unless given.")
 @click.option("--state", metavar="FILE", help="Where to remember verdicts, to go on from after any end.")
 @click.option("--report-dir", metavar="DIR", help="Write the report there: JSON lines, Parquet and an HTML page.")
-@click.option("--max-age", callback=_duration, metavar="SPAN", help="Leave out what was found intact within SPAN (12h, 7d) and is unchanged.")
-@click.option("--retries", type=click.IntRange(0, 100), default=3, show_default=True, metavar="N", help="More tries for what cannot be checked.")
+@click.option("--max-age", callback=_duration, metavar="SPAN", help="Leave out what was intact within SPAN (12h, 7d) and is the same.")
+@click.option("--retries", type=click.IntRange(0, 100), default=3, show_default=True, metavar="N", help="More tries for each object.")
 @with_view
 def command(prefixes: tuple[str, ...], max_age: int, view: View, **rest: Any) -> int:
     """Verify every checkpoint below each URL-PREFIX (s3://bucket/models/, gs://…, a folder) against the sidecar NAME.ward beside it.

@@ -55,7 +55,8 @@ def _verdict(report: ScrubReport) -> str:
     elif not totals.objects:
         kind, words = "warn", "Nothing was found"
     more = " The scrub was interrupted." if report.interrupted and kind == "bad" else ""
-    return f'<div class="verdict is-{kind}"><b>{text(words)}</b><span>{totals.intact:,} of {totals.objects:,} objects intact.{more}</span></div>'
+    told = f"{totals.intact:,} of {totals.objects:,} objects intact.{more}"
+    return f'<div class="verdict is-{kind}"><b>{text(words)}</b><span>{told}</span></div>'
 
 
 def _facts(report: ScrubReport) -> str:
@@ -79,13 +80,14 @@ def _ages(report: ScrubReport) -> Iterator[str]:
     if not largest:
         return
     height = (_BAR_HEIGHT + 6) * len(report.ages)
-    yield f'<figure class="scroll" tabindex="0"><svg width="{_LABEL_WIDTH + _BAR_WIDTH + 80}" height="{height}" role="img" aria-label="ages">'
+    width = _LABEL_WIDTH + _BAR_WIDTH + 80
+    yield f'<figure class="scroll" tabindex="0"><svg width="{width}" height="{height}" role="img" aria-label="ages">'
     for at, (words, number) in enumerate(report.ages):
         y = at * (_BAR_HEIGHT + 6)
-        width = max(1 if number else 0, round(_BAR_WIDTH * number / largest))
+        length = max(1 if number else 0, round(_BAR_WIDTH * number / largest))
         yield f'<text x="{_LABEL_WIDTH - 8}" y="{y + 13}" text-anchor="end">{text(words)}</text>'
-        yield f'<rect class="bar" x="{_LABEL_WIDTH}" y="{y}" width="{width}" height="{_BAR_HEIGHT}" rx="2"/>'
-        yield f'<text x="{_LABEL_WIDTH + width + 6}" y="{y + 13}">{number:,}</text>'
+        yield f'<rect class="bar" x="{_LABEL_WIDTH}" y="{y}" width="{length}" height="{_BAR_HEIGHT}" rx="2"/>'
+        yield f'<text x="{_LABEL_WIDTH + length + 6}" y="{y + 13}">{number:,}</text>'
     yield "</svg></figure>"
 
 

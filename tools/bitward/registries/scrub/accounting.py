@@ -58,13 +58,33 @@ class Account:
         return tuple(self._row(values) for values in self._rows(words, limit=limit))
 
     def _row(self, values: Sequence[Any]) -> Row:
-        (url, finding, message, size, modified, mtime, protected, checked, intact, checked_run, attempts, seconds, fetched, requests) = values[:14]
+        url, finding, message, size, modified, mtime, protected, checked, intact, checked_run = values[:10]
+        attempts, seconds, fetched, requests = values[10:14]
         root, origin, sidecar, damaged_blocks, flip_count, repairable, damage = values[14:]
         age = max(0, self._now_ns - intact) / _SECOND_NS if intact else -1.0
         return Row(
-            *(text_of(url), Finding(finding), message, size, bool(modified)),
-            *(mtime / _SECOND_NS, protected / _SECOND_NS, checked / _SECOND_NS, intact / _SECOND_NS, age, checked_run == self._run),
-            *(attempts, seconds, fetched, requests, root, origin, sidecar, damaged_blocks, flip_count, bool(repairable), _damage(damage)),
+            url=text_of(url),
+            finding=Finding(finding),
+            message=message,
+            size=size,
+            modified=bool(modified),
+            stored_at=mtime / _SECOND_NS,
+            protected_at=protected / _SECOND_NS,
+            checked_at=checked / _SECOND_NS,
+            intact_at=intact / _SECOND_NS,
+            intact_age_seconds=age,
+            checked_now=checked_run == self._run,
+            attempts=attempts,
+            seconds=seconds,
+            fetched_bytes=fetched,
+            requests=requests,
+            root=root,
+            origin=origin,
+            sidecar=sidecar,
+            damaged_blocks=damaged_blocks,
+            flip_count=flip_count,
+            repairable=bool(repairable),
+            damage=_damage(damage),
         )
 
     def totals(self, skipped: int, tries: int) -> Totals:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bitward.registries.scrub.facts import CheckTask, Effort, Finding, ObjectResult, Result, Task, UnitResult, UnitTask
+from bitward.registries.scrub.facts import Effort, Finding, ObjectResult, Result, Task, UnitResult, UnitTask
 from bitward.registries.scrub.unit_check import check_unit
 from bitward_agent.errors import BitwardError, SourceBusyError, SourceMovedError
 from bitward_agent.findings import Damage, ExitCode, FileVerification, Verdict

@@ -118,7 +118,7 @@ Result = ObjectResult | UnitResult
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object in the report. Times are Unix seconds, 0 for never; ages are seconds at the time of the report, -1 for never."""
+    """One object in the report. Times are Unix seconds, 0 for never; ages are in seconds, -1 for never."""
 
     url: str
     finding: Finding
@@ -168,7 +168,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts of objects by finding; ``checked`` were verified in this run, ``skipped`` earlier, as ``--max-age`` or a resumed run allow."""
+    """Counts of objects by finding. ``checked`` were verified in this run, ``skipped`` earlier, as a resumed run or ``--max-age`` allow."""
 
     intact: int = 0
     damaged: int = 0

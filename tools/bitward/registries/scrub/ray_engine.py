@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,8 @@ class RayEngine:
         self.workers_lost = 0
         self._counted_at, self._processors = 0.0, 1
         self._silence = contextlib.ExitStack()  # Ray tells of dead nodes on standard output, where only the report belongs
-        self._silence.enter_context(contextlib.redirect_stdout(self._silence.enter_context(open(os.devnull, "w"))))
+        nowhere = self._silence.enter_context(open(os.devnull, "w"))  # noqa: SIM115 - it is one
+        self._silence.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             self._begin()
         except Exception as error:  # noqa: BLE001 - Ray raises what it likes
@@ -70,8 +72,11 @@ class RayEngine:
             # Only this scrub's own processes may use its cluster, and nothing is left in the home folder, where Ray would put a token.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # In /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
+        folder = tempfile.TemporaryDirectory(prefix="bitward-", dir="/tmp")
         self._ray.init(
             address="local",
+            _temp_dir=self._silence.enter_context(folder),
             num_cpus=self._workers or len(os.sched_getaffinity(0)),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
@@ -118,7 +123,7 @@ class RayEngine:
         for reference in self._busy:
             try:
                 self._ray.cancel(reference, force=True)
-            except Exception:  # noqa: BLE001, S112, PERF203 - it ended by itself, or its node is gone
+            except Exception:  # noqa: BLE001, S112 - it ended by itself, or its node is gone
                 continue
         self._busy.clear()
         self._ray.shutdown()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bitward.registries.scrub.accounting import Account
@@ -39,11 +39,11 @@ def has_parquet() -> bool:
     return find_spec("pyarrow") is not None
 
 
-def write_files(folder: str, report: ScrubReport, account: Account) -> None:
+def write_files(report: ScrubReport, account: Account) -> None:
     """Write the files that ``report.files`` names. Raises WriteError."""
     from bitward.report.scrub_html import scrub_page
 
-    writers = {
+    writers: dict[str, Callable[[OpenFile], None]] = {
         LINES: lambda file: _write_lines(file, _line_documents(report, account)),
         PARQUET: lambda file: _write_parquet(file, account.rows()),
         PAGE: lambda file: file.write_all(scrub_page(report).encode("utf-8", "backslashreplace"), 0),
@@ -60,11 +60,8 @@ def names_of(folder: str) -> tuple[str, ...]:
 
 def _line_documents(report: ScrubReport, account: Account) -> Iterator[str]:
     """First the run, then every object, then every directory; ``kind`` tells which."""
-    run = {
-        "schema": "bitward.scrub-line/1",
-        **{"kind": "run", "prefixes": report.prefixes, "engine": report.engine, "run": report.run, "interrupted": report.interrupted},
-        **{"totals": report.totals, "problems": report.problems},
-    }
+    run = {"schema": "bitward.scrub-line/1", "kind": "run", "prefixes": report.prefixes, "engine": report.engine, "run": report.run}
+    run |= {"interrupted": report.interrupted, "totals": report.totals, "problems": report.problems}
     yield document(run)
     for row in account.rows():
         yield f'{{"kind": "object", {document(row)[1:]}'

@@ -1,4 +1,4 @@
-"""The scrub itself: lists, hands out tasks, keeps what comes back. One thread; the workers are elsewhere, and only here is anything kept."""
+"""The scrub itself: lists, hands out tasks, keeps what comes back. One thread; the workers are elsewhere, and only this keeps anything."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class Scrub:
                 elif isinstance(found, Index):
                     self.state.saw_index(UnitTask(address, url, found.folder, found.entry.key, found.entry.state), store.name)
                 elif isinstance(found, Unprotected):
-                    self.state.saw(url, store.name, found.entry, "", Finding.UNPROTECTED, "no sidecar beside it: 'bitward protect' makes one")
+                    told = "no sidecar beside it: 'bitward protect' makes one"
+                    self.state.saw(url, store.name, found.entry, "", Finding.UNPROTECTED, told)
                 elif isinstance(found, SidecarAlone):
                     told = "a sidecar without its object: was that removed on purpose?"
                     self.state.saw(url, store.name, found.entry, "", Finding.SIDECAR_ALONE, told)
@@ -180,7 +181,7 @@ def with_stores(addresses: Sequence[str], limits: Limits, use: Callable[[list[tu
     stores: list[tuple[str, Store]] = []
     try:
         for address in addresses:
-            stores.append((address, open_store(address, limits)))
+            stores.append((address, open_store(address, limits)))  # noqa: PERF401 - those that were opened are closed
         use(stores)
     finally:
         for _, store in stores:

@@ -79,7 +79,7 @@ def scrub(
             if folder is not None:
                 notes = () if has_parquet() else (NO_PARQUET,)
                 report = replace(report, files=names_of(folder), notes=report.notes + notes)
-                write_files(folder, report, account)
+                write_files(report, account)
             reports.append(report)
 
     with_stores(_distinct(order.prefixes), limits, use)

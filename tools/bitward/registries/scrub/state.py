@@ -179,8 +179,9 @@ class State:
             "UPDATE objects SET finding=?, message='it was there when this prefix was scrubbed before' WHERE prefix=? AND seen_run<>?",
             (Finding.GONE, order_of(prefix), self.run),
         )
-        self._do("DELETE FROM unit_roots WHERE unit IN (SELECT url FROM units WHERE prefix=? AND seen_run<>?)", (order_of(prefix), self.run))
-        self._do("DELETE FROM units WHERE prefix=? AND seen_run<>?", (order_of(prefix), self.run))
+        unseen = (order_of(prefix), self.run)
+        self._do("DELETE FROM unit_roots WHERE unit IN (SELECT url FROM units WHERE prefix=? AND seen_run<>?)", unseen)
+        self._do("DELETE FROM units WHERE prefix=? AND seen_run<>?", unseen)
         self.commit()
 
     def problems(self) -> list[Problem]:
@@ -209,9 +210,8 @@ class State:
             ),
         )
         if is_intact:
-            self._do(
-                "UPDATE objects SET intact_ns=?, intact_mark=mark, intact_sidecar_mark=sidecar_mark WHERE url=?", (now_ns, order_of(task.url))
-            )
+            words = "UPDATE objects SET intact_ns=?, intact_mark=mark, intact_sidecar_mark=sidecar_mark WHERE url=?"
+            self._do(words, (now_ns, order_of(task.url)))
         self.commit()
 
     def keep_unit(self, task: UnitTask, result: UnitResult) -> None:
