@@ -201,7 +201,7 @@ class WorkerUse:
 
 @dataclass(frozen=True, slots=True)
 class ScrubReport:
-    """``ages``: how many objects were last known intact within a span, as (words, count). ``bad`` is cut: the files of the report are not."""
+    """``ages``: for how many objects it is how long since they were last known intact. ``bad`` is cut; the files of the report are not."""
 
     schema: str
     prefixes: tuple[str, ...]
