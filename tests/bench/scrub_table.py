@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def main() -> None:
                 f"{name}: {seconds:.1f} s ({wall:.1f} with start), {totals['checked'] / seconds:.1f} objects/s, "
                 f"{report['bytes'] / seconds / 1e6:.1f} MB/s; tries {totals['tries']}; workers: {peaks}; "
                 f"lost {report['workers_lost']}, killed {killed}; report exact: {totals['damaged']} damaged, "
-                f"{totals['cannot_check']} cannot check, {totals['unprotected']} unprotected, {totals['intact']} intact",
+                f"{totals['cannot_check']} cannot check, {totals['unprotected']} unprotected, {totals['intact']} intact; "
+                f"load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
 

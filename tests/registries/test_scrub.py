@@ -43,8 +43,8 @@ def bucket(server: S3Server) -> Iterator[Any]:
         server.tell(name, 0)
     server.tell("forbidden")
     server.tell("forget")
-    while listed := client.list_objects_v2(Bucket=BUCKET).get("Contents"):
-        client.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": one["Key"]} for one in listed]})
+    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=one["Key"])
 
 
 def scrub(server: S3Server, tmp_path: Path, *words: str, prefix: str = PREFIX) -> Any:

@@ -51,8 +51,8 @@ def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     client = server.client()
     yield client
-    while listed := client.list_objects_v2(Bucket=BUCKET).get("Contents"):
-        client.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": one["Key"]} for one in listed]})
+    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=one["Key"])
 
 
 @pytest.fixture
@@ -110,11 +110,12 @@ def bad(report: ScrubReport) -> dict[str, Row]:
 
 # ------------------------------------------------------------------------------------------------------------------- names
 
+# A newline is tried in a folder: the server here has no way to such an object.
 NAMES = [
     "x/../../../etc/passwd.pt",
     "x/./y//z.pt",
     "/leading.pt",
-    "new\nline\x1b[31m.pt",
+    "red\x1b[31m.pt",
     "per%2e%2e%2fcent.pt",
     "quest?versionId=1.pt",
     "hash#a.pt",
@@ -133,7 +134,7 @@ def test_keys_are_keys_and_never_paths(bucket: Any, models: list[Model], run: Ru
     assert set(rows) == {S3 + name for name in NAMES}
     page = (tmp_path / "report" / "scrub.html").read_text("utf-8")
     assert "\x1b" not in page
-    assert "new\\nline" in page.replace("<wbr>", "")
+    assert "red\\x1b[31m" in page.replace("<wbr>", "").replace("\\\\", "\\")
     # The twin: a flip behind each of these names is found there.
     data = bytearray(models[0].data)
     data[-1] ^= 1
@@ -174,7 +175,7 @@ def test_sidecars_that_are_none(bucket: Any, models: list[Model], run: Run) -> N
         "short": models[0].ward[:100],
         "noise": chance.randbytes(200_000),
         "other": models[1].ward,
-        "torn": models[0].ward[:20_000],
+        "torn": models[0].ward[:9_000],
         "index": index,
         "huge": models[0].ward + bytes(20 << 20),
     }
@@ -374,10 +375,10 @@ def test_other_file_systems_of_fsspec(folder: Path, monkeypatch: pytest.MonkeyPa
     """fsspec's own driver of local files stands for all that list by folders."""
     from bitward.registries.scrub import check
 
-    monkeypatch.setattr(check, "open_store", lambda address, limits: FilesystemStore(address, limits))
+    monkeypatch.setattr(check, "open_store", FilesystemStore)
     from bitward.registries.scrub import run as driver
 
-    monkeypatch.setattr(driver, "open_store", lambda address, limits: FilesystemStore(address, limits))
+    monkeypatch.setattr(driver, "open_store", FilesystemStore)
     (folder / "deep" / "er").mkdir(parents=True)
     for name in ("deep/er/c.safetensors", "deep.safetensors"):
         for end in ("", ".ward"):

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,7 @@ DAY = 86_400 * 10**9
 
 
 def known(**changes: object) -> Known:
-    values: dict[str, object] = {
-        **{"mark": "m", "sidecar_mark": "s", "finding": Finding.INTACT, "checked_run": 1, "checked_ns": 10 * DAY},
-        **{"intact_mark": "m", "intact_sidecar_mark": "s"},
-    }
-    return Known(**{**values, **changes})  # type: ignore[arg-type]
+    return replace(Known("m", "s", Finding.INTACT, 1, 10 * DAY, "m", "s"), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class RayEngine:
         self._ray: Any = ray
         self._workers, self._limits, self._ahead = workers, limits, ahead
         self._busy: dict[Any, Task] = {}
-        self.workers_lost = 0
+        self._deaths = self._dead_nodes = self._dead_before = 0
         self._counted_at, self._processors = 0.0, 1
         self._silence = contextlib.ExitStack()  # Ray tells of dead nodes on standard output, where only the report belongs
         nowhere = self._silence.enter_context(open(os.devnull, "w"))  # noqa: SIM115 - it is one
@@ -61,6 +61,7 @@ class RayEngine:
         except Exception as error:  # noqa: BLE001 - Ray raises what it likes
             self._silence.close()
             raise EngineError(f"Ray cannot be reached or started: {type(error).__name__}: {str(error)[:300]}") from None
+        self._dead_before = self._count_dead()
         self._check = ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE, scheduling_strategy="SPREAD")(check)
 
     def _begin(self) -> None:
@@ -85,12 +86,21 @@ class RayEngine:
         )
 
     @property
+    def workers_lost(self) -> int:
+        """Tasks that died beyond Ray's own retries, and nodes that died since the scrub began."""
+        return self._deaths + max(0, self._dead_nodes - self._dead_before)
+
+    def _count_dead(self) -> int:
+        return sum(not node.get("Alive") for node in self._ray.nodes())
+
+    @property
     def capacity(self) -> int:
         """Follows the cluster: nodes come and go."""
         now = time.monotonic()
         if now - self._counted_at > _COUNT_SECONDS:
             self._counted_at = now
             self._processors = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._dead_nodes = self._count_dead()
         return _TASKS_PER_PROCESSOR * min(self._processors, self._workers or self._processors)
 
     @property
@@ -115,11 +125,13 @@ class RayEngine:
         except self._ray.exceptions.RayTaskError as error:
             return Ended(task, None, f"it cannot run on the cluster: {type(error.cause).__name__}: {str(error.cause)[:300]}")
         except self._ray.exceptions.RayError as error:
-            self.workers_lost += 1
+            self._deaths += 1
             return Ended(task, None, f"its worker died ({type(error).__name__})")
 
     def close(self) -> None:
         """See ``Engine.close``. What runs on other nodes is told to stop."""
+        with contextlib.suppress(Exception):
+            self._dead_nodes = self._count_dead()
         for reference in self._busy:
             try:
                 self._ray.cancel(reference, force=True)

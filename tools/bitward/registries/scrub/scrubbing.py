@@ -71,9 +71,9 @@ def scrub(
                     progress=progress,
                 )
                 work.run(stores)
-                lost = engine.workers_lost
             finally:
                 engine.close()
+            lost = engine.workers_lost
             account = Account(state)
             report = _report(order, state, work, account, time.monotonic() - started, lost)
             if folder is not None:
