@@ -73,6 +73,7 @@ OPTIONS = {
         "--serving",
         "--html",
     },
+    "scrub": {"--engine", "--workers", "--state", "--report-dir", "--max-age", "--retries"},
     "agent run": {"--config"},
     "agent check-config": {"--config"},
     "agent status": {"--config"},
@@ -135,6 +136,10 @@ def test_every_command_is_in_the_help() -> None:
         ["inject", "x", "--flips", "0", "--seed", "1"],
         ["inject", "/dev/null", "--flips", "1", "--seed", "1"],
         ["drill", "x", "y"],
+        ["scrub"],
+        ["scrub", "x", "--engine", "slurm"],
+        ["scrub", "x", "--max-age", "soon"],
+        ["scrub", "memory://x"],
     ],
 )
 def test_wrong_usage_is_2_and_json_still_a_document(arguments: list[str]) -> None:
