@@ -75,7 +75,7 @@ def ray_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
 
 
 def _kill(process: subprocess.Popen[str]) -> int:
-    pids = [process.pid, *_below(process.pid)] if process.poll() is None else []
+    pids = [process.pid, *below(process.pid)] if process.poll() is None else []
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -83,10 +83,11 @@ def _kill(process: subprocess.Popen[str]) -> int:
     return len(pids)
 
 
-def _below(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
+    """Process ids of what a process started, and what those did."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found += [int(stat.parent.name), *_below(int(stat.parent.name))]
+                found += [int(stat.parent.name), *below(int(stat.parent.name))]
     return found

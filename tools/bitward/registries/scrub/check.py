@@ -13,6 +13,7 @@ from bitward.registries.scrub.facts import Effort, Finding, ObjectResult, Result
 from bitward.registries.scrub.unit_check import check_unit
 from bitward_agent.errors import BitwardError, SourceBusyError, SourceMovedError
 from bitward_agent.findings import Damage, ExitCode, FileVerification, Verdict
+from bitward_agent.sources.addresses import brief
 from bitward_agent.sources.limits import Limits, Meter
 from bitward_agent.stores import Store
 from bitward_agent.stores.opening import open_store
@@ -58,7 +59,7 @@ class Checker:
         except (BitwardError, FormatError, OSError, MemoryError) as error:
             result = failed(task, Finding.UNCHECKED, str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the others' verdicts must not be lost for it
-            result = failed(task, Finding.UNCHECKED, f"a fault of Bitward: {type(error).__name__}: {error}")
+            result = failed(task, Finding.UNCHECKED, f"a fault of Bitward: {type(error).__name__}: {brief(error)}")
         effort = Effort(time.monotonic() - started, meter.fetched_bytes, meter.requests, self._name, peak_rss_bytes())
         return replace(result, effort=effort, message=result.message[:MESSAGE_LIMIT_CHARACTERS])
 
@@ -130,6 +131,13 @@ def peak_rss_bytes() -> int:
     except (OSError, ValueError, IndexError):
         pass
     return 0
+
+
+def version() -> str:
+    """Which Bitward a process has."""
+    from bitward import __version__
+
+    return __version__
 
 
 _checkers: dict[tuple[Limits, int], Checker] = {}

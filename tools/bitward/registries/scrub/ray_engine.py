@@ -15,10 +15,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bitward.registries.scrub.check import check
+from bitward.registries.scrub.check import check, version
 from bitward.registries.scrub.engines import Ended
 from bitward.registries.scrub.facts import Task
 from bitward_agent.errors import SourceError
+from bitward_agent.sources.addresses import brief
 from bitward_agent.sources.limits import Limits
 from bitward_formats.errors import MissingExtraError
 
@@ -28,6 +29,8 @@ _DEATHS_BORNE = 3
 _TASKS_PER_PROCESSOR = 2
 """One under way and one waiting for it, so that no worker waits for this process."""
 _COUNT_SECONDS = 5.0
+_PROBE_SECONDS = 120.0
+"""A new worker process of a busy node takes its time."""
 
 
 class EngineError(SourceError):
@@ -60,8 +63,13 @@ class RayEngine:
             self._begin()
         except Exception as error:  # noqa: BLE001 - Ray raises what it likes
             self._silence.close()
-            raise EngineError(f"Ray cannot be reached or started: {type(error).__name__}: {str(error)[:300]}") from None
+            raise EngineError(f"Ray cannot be reached or started: {type(error).__name__}: {brief(error)}") from None
         self._dead_before = self._count_dead()
+        try:
+            self._probe()
+        except EngineError:
+            self.close()
+            raise
         self._check = ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE, scheduling_strategy="SPREAD")(check)
 
     def _begin(self) -> None:
@@ -84,6 +92,16 @@ class RayEngine:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
+
+    def _probe(self) -> None:
+        """See that a node can do the tasks at all, before thousands of objects are said to be out of reach. Raises EngineError."""
+        try:
+            theirs = self._ray.get(self._ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE)(version).remote(), timeout=_PROBE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - Ray raises what it likes
+            told = brief(getattr(error, "cause", None) or error)
+            raise EngineError(f"no node of the cluster can do it: {told}; each needs 'bitward[remote]' of version {version()}") from None
+        if theirs != version():
+            raise EngineError(f"a node of the cluster has version {theirs} of Bitward, this is {version()}: install the same on all")
 
     @property
     def workers_lost(self) -> int:
@@ -123,7 +141,7 @@ class RayEngine:
         try:
             return Ended(task, self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:
-            return Ended(task, None, f"it cannot run on the cluster: {type(error.cause).__name__}: {str(error.cause)[:300]}")
+            return Ended(task, None, f"it cannot run on the cluster: {type(error.cause).__name__}: {brief(error.cause)}")
         except self._ray.exceptions.RayError as error:
             self._deaths += 1
             return Ended(task, None, f"its worker died ({type(error).__name__})")

@@ -17,7 +17,9 @@ from bitward.registries.scrub.report_files import NO_PARQUET, has_parquet, names
 from bitward.registries.scrub.run import Scrub, with_stores
 from bitward.registries.scrub.state import State
 from bitward_agent.durable import make_folder
+from bitward_agent.errors import InputError
 from bitward_agent.findings import ExitCode, ProgressSink
+from bitward_agent.sources.addresses import without_secrets
 from bitward_agent.sources.limits import Limits
 from bitward_agent.stores import Store
 from bitward_formats.frozen import dataclass
@@ -26,6 +28,8 @@ BAD_ROWS_LIMIT = 1000
 """Objects that are not intact which the document and the page list; the files of the report list all."""
 SLOW_ROWS = 20
 BAD_UNITS_LIMIT = 200
+_AHEAD_LIMIT = 16
+"""Windows that a worker may have under way, whatever it is told: 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def scrub(
         folder = prepare_folder(order.report_dir) if order.report_dir else None
         names = [store.name for _, store in stores]
         with State(order.state or _default_state(names)) as state:
-            engine = open_engine(order.engine, order.workers, limits, order.jobs or 1)
+            engine = open_engine(order.engine, order.workers, limits, min(order.jobs or 1, _AHEAD_LIMIT))
             try:
                 work = Scrub(
                     *(state, engine, limits),
@@ -82,7 +86,11 @@ def scrub(
                 write_files(report, account)
             reports.append(report)
 
-    with_stores(_distinct(order.prefixes), limits, use)
+    if order.engine == "ray" and any(without_secrets(one) != one for one in order.prefixes):
+        raise InputError("a prefix has credentials in it, which would lie open in the cluster: put them into its nodes' settings")
+    # A listing that breaks off leaves all that lies behind it unverified, so it is worth more patience than one object.
+    patient = replace(limits, attempts=limits.attempts + 2 * order.retries)
+    with_stores(_distinct(order.prefixes), patient, use)
     return reports[0]
 
 
