@@ -1,7 +1,7 @@
 """Scrubs of thousands of models, by one process, by several, and on two Ray nodes of which one is killed; each report is held exactly
 against what was planted.
 
-    python tests/bench/scrub_table.py FILE [--models 2000] [--store s3|folder] [--runs local-1,local-2,ray,ray-killed]
+    python tests/bench/scrub_table.py FILE [--models 2000] [--store s3|folder] [--delay 0.05] [--runs local-1,local-2,ray,ray-killed]
 
 FILE is a safetensors file of real weights, from which small models are cut. The S3 server is moto's, one Python process on the same
 machine: with ``--store s3`` it has as much to do as the scrub itself, so that figures of different runs are to be compared, not admired.
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--kib", type=int, default=150)
     parser.add_argument("--each", type=int, default=5, help="objects for each kind of damage")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that the S3 server waits before it answers, as one far away does")
     parser.add_argument("--runs", default=",".join(RUNS))
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -111,10 +112,11 @@ def main() -> None:
             environ |= server.environment
             server.client().create_bucket(Bucket=BUCKET)
             put(server.client(), planted)
+            server.tell("delay", args.delay)
             prefix = shown = f"s3://{BUCKET}/"
         else:
             prefix = shown = lay_out(folder, planted)
-        print(f"{args.models} models of about {args.kib} KiB, {len(places)} of them with something wrong, on {args.store}", flush=True)
+        print(f"{args.models} models of about {args.kib} KiB, {len(places)} of them with something wrong, on {args.store}, answers after {args.delay} s", flush=True)
         for name in args.runs.split(","):
             report, wall, killed = one_run(name, prefix, environ, folder, args.models)
             rows = rows_of(folder / name)
