@@ -64,13 +64,15 @@ def verify_object(store: Store, pair: StoredPair, meter: Meter, *, ahead: int = 
     opened: list[OpenFile] = []
     try:
         opened.append(ward := store.open(pair.sidecar_key, pair.sidecar_state, meter, ahead))
+        opened.append(file := store.open(pair.key, pair.state, meter, ahead))
+        if isinstance(file, ObjectFile):
+            file.begin()  # a small object is two requests: both are made at once
         try:
             sidecar, lost = checked_sidecar(ward)
         except FormatError as error:
             _still_there(store, pair)
             report = SidecarReport(shown, SidecarState.DAMAGED, 0, str(error))
             return ObjectVerification(unverifiable(name, 0, report, f"sidecar cannot be used: {error}"))
-        opened.append(file := store.open(pair.key, pair.state, meter, ahead))
         _scatter(ward)
         both = OpenPair(file, ward, sidecar, lost, _judged_state(pair, file, sidecar.superblock.mtime_ns))
         found = _verdict(name, both, budget or FlipBudget())

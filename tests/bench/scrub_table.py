@@ -116,7 +116,8 @@ def main() -> None:
             prefix = shown = f"s3://{BUCKET}/"
         else:
             prefix = shown = lay_out(folder, planted)
-        print(f"{args.models} models of about {args.kib} KiB, {len(places)} of them with something wrong, on {args.store}, answers after {args.delay} s", flush=True)
+        print(f"{args.models} models of about {args.kib} KiB, {len(places)} of them with something wrong", flush=True)
+        print(f"on {args.store}, answers after {args.delay} s", flush=True)
         for name in args.runs.split(","):
             report, wall, killed = one_run(name, prefix, environ, folder, args.models)
             rows = rows_of(folder / name)

@@ -50,7 +50,11 @@ class FolderStore:
                 except OSError as error:
                     yield Unlisted(path, error.strerror or str(error))
                 continue
-            state = self.state(path)
+            try:
+                state = self.state(path)
+            except SourceError as error:
+                yield Unlisted(path, str(error))
+                continue
             if state is not None:
                 yield Entry(path, state)
 

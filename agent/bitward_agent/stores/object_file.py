@@ -39,6 +39,10 @@ class ObjectFile(OpenFile):
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
+    def begin(self) -> None:
+        """Have the first window come while something else is done."""
+        self._ask(0)
+
     def scatter(self) -> None:
         """From here on reads are far apart."""
         self._scattered = self._size > WINDOW_BYTES

@@ -67,7 +67,7 @@ def _facts(report: ScrubReport) -> str:
         ("damaged", f"{totals.damaged:,}", f"{totals.repairable:,} repairable"),
         ("changed, gone", f"{totals.changed:,}, {totals.gone:,}", ""),
         ("cannot check", f"{totals.cannot_check:,}", f"{totals.not_yet:,} not looked at yet"),
-        ("not protected", f"{totals.unprotected:,}", f"{totals.sidecar_alone:,} sidecars alone"),
+        ("not protected", f"{totals.unprotected:,}", f"{count(totals.sidecar_alone, 'sidecar')} alone"),
         ("verified", size(report.bytes), f"{rate(report.bytes, report.seconds)} in {seconds(report.seconds)}"),
         ("workers", f"{len(report.workers):,}", f"{report.engine}; {report.workers_lost:,} died"),
     )

@@ -23,8 +23,8 @@ AGES = (
 OLDER, NEVER = "a year or more", "never"
 _SECOND_NS = 10**9
 _COLUMNS = (
-    "url, finding, message, size, modified, mtime_ns, protected_ns, checked_ns, intact_ns, checked_run, attempts, seconds, fetched_bytes, "
-    "requests, root, origin, sidecar, damaged_blocks, flip_count, repairable, damage"
+    "url, finding, message, size, mark, modified, mtime_ns, protected_ns, checked_ns, intact_ns, checked_run, attempts, seconds, "
+    "fetched_bytes, requests, root, origin, sidecar, damaged_blocks, flip_count, repairable, damage"
 )
 _OF_THIS_RUN = "(seen_run=:run OR finding='gone')"
 _BAD = ("damaged", "changed", "gone", "cannot-check", "sidecar-alone", "unprotected", "not-yet")
@@ -58,15 +58,16 @@ class Account:
         return tuple(self._row(values) for values in self._rows(words, limit=limit))
 
     def _row(self, values: Sequence[Any]) -> Row:
-        url, finding, message, size, modified, mtime, protected, checked, intact, checked_run = values[:10]
-        attempts, seconds, fetched, requests = values[10:14]
-        root, origin, sidecar, damaged_blocks, flip_count, repairable, damage = values[14:]
+        url, finding, message, size, mark, modified, mtime, protected, checked, intact, checked_run = values[:11]
+        attempts, seconds, fetched, requests = values[11:15]
+        root, origin, sidecar, damaged_blocks, flip_count, repairable, damage = values[15:]
         age = max(0, self._now_ns - intact) / _SECOND_NS if intact else -1.0
         return Row(
             url=text_of(url),
             finding=Finding(finding),
             message=message,
             size=size,
+            mark=mark,
             modified=bool(modified),
             stored_at=mtime / _SECOND_NS,
             protected_at=protected / _SECOND_NS,

@@ -124,6 +124,7 @@ class Row:
     finding: Finding
     message: str
     size: int
+    mark: str
     modified: bool
     stored_at: float
     protected_at: float

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -73,6 +75,13 @@ class RayEngine:
         self._check = ray.remote(num_cpus=1, max_retries=_DEATHS_BORNE, scheduling_strategy="SPREAD")(check)
 
     def _begin(self) -> None:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._connect()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray puts its own in their place, which end the process at once
+
+    def _connect(self) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "bitward-scrub"}
         if os.environ.get("RAY_ADDRESS"):
             self._ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
