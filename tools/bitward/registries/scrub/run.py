@@ -124,6 +124,8 @@ class Scrub:
                 return
             self._wait()
         self.interrupted = True
+        for ended in self.engine.wait(0.0) if self.engine.under_way else ():  # verdicts that are here already
+            self._take(ended)
 
     def _next(self, tasks: Iterator[Task]) -> Task | None:
         """What to begin now: first what waited long enough, then what is new."""
