@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command_line import COMMAND, environment
+from cli.command_line import COMMAND, bitward, environment
 from registries.ray_nodes import ray_nodes
 from registries.scrub_models import BUCKET, KINDS, hold_against, make_models, plant, put, rows_of
 from s3_server import s3_server
@@ -60,3 +60,15 @@ def test_a_node_is_killed_and_every_model_is_verified_all_the_same(minilm: Path,
     assert not report["interrupted"]
     print(f"{killed} processes killed; workers {report['workers']}")
     assert all(worker["peak_rss_bytes"] < 260 << 20 for worker in report["workers"])
+
+
+def test_without_a_cluster_it_starts_one_and_leaves_nothing_behind(minilm: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    models = make_models(tmp_path / "store", minilm, 4, kib=70)
+    (tmp_path / "store" / models[1].name).write_bytes(models[1].data[:-1] + bytes([models[1].data[-1] ^ 4]))
+    words = ["scrub", f"{tmp_path}/store", "--engine", "ray", "--workers", "1", "--json", "--state", f"{tmp_path}/state"]
+    done = bitward(*words, HOME=str(tmp_path / "home"))
+    assert done.code == 1, done.err
+    assert (done.document["totals"]["intact"], done.document["totals"]["damaged"]) == (3, 1)
+    assert done.document["bad"][0]["flip_count"] == 1
+    assert list((tmp_path / "home").iterdir()) == []

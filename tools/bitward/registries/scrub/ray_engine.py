@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -39,6 +40,17 @@ class EngineError(SourceError):
     """The cluster cannot be reached or used."""
 
 
+def _prepare_environment() -> None:
+    """What Ray reads when it is imported: no reports to its makers, and for a cluster of this scrub's own a token of its own.
+
+    Only this scrub's processes may use that cluster; and Ray need not put a token for it into the home folder, where it would stay.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.get("RAY_ADDRESS") and not os.environ.get("RAY_AUTH_MODE") and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 class RayEngine:
     """See ``Engine``."""
 
@@ -48,7 +60,7 @@ class RayEngine:
             MissingExtraError: Ray is not installed.
             EngineError: the cluster cannot be reached or started.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _prepare_environment()
         try:
             import ray
         except ImportError:
@@ -86,10 +98,6 @@ class RayEngine:
         if os.environ.get("RAY_ADDRESS"):
             self._ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
             return
-        if not os.environ.get("RAY_AUTH_MODE"):
-            # Only this scrub's own processes may use its cluster, and nothing is left in the home folder, where Ray would put a token.
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # In /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
         folder = tempfile.TemporaryDirectory(prefix="bitward-", dir="/tmp")
         self._ray.init(
