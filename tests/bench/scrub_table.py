@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,9 @@ def main() -> None:
         print(f"{args.models} models of about {args.kib} KiB, {len(places)} of them with something wrong", flush=True)
         print(f"on {args.store}, answers after {args.delay} s", flush=True)
         for name in args.runs.split(","):
+            before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
             report, wall, killed = one_run(name, prefix, environ, folder, args.models)
+            used = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
             rows = rows_of(folder / name)
             if args.store == "folder":  # a new time makes of a flip in a file what it is in the object: nothing else differs
                 shown = f"{Path(prefix).resolve()}/"
@@ -131,7 +134,8 @@ def main() -> None:
                 f"{report['bytes'] / seconds / 1e6:.1f} MB/s; tries {totals['tries']}; workers: {peaks}; "
                 f"lost {report['workers_lost']}, killed {killed}; report exact: {totals['damaged']} damaged, "
                 f"{totals['cannot_check']} cannot check, {totals['unprotected']} unprotected, {totals['intact']} intact; "
-                f"load {os.getloadavg()[0]:.1f}",
+                f"load {os.getloadavg()[0]:.1f}"
+                + (f"; processor {1000 * used / totals['checked']:.1f} ms per object" if name.startswith("local") else ""),
                 flush=True,
             )
 
