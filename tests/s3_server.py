@@ -32,6 +32,7 @@ class Misbehaving:
         self.delay = 0.0
         self.forbidden = ""
         self.longest_body = 0
+        self.flood = False
         self.gets: dict[str, int] = {}
         self.lock = threading.Lock()
 
@@ -48,6 +49,10 @@ class Misbehaving:
             return [b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         if self.delay:
             time.sleep(self.delay)
+        if self.flood and environ["REQUEST_METHOD"] == "GET" and environ.get("HTTP_RANGE"):
+            environ.pop("HTTP_RANGE")
+            start("200 OK", [("Content-Length", str(1 << 40)), ("Content-Type", "binary/octet-stream"), *_head(self.app, environ)])
+            return (bytes(1 << 20) for _ in range(1 << 20))
         body = b"".join(self.app(environ, start))
         if environ["REQUEST_METHOD"] == "GET" and environ.get("HTTP_RANGE"):
             with self.lock:
@@ -67,10 +72,21 @@ class Misbehaving:
                 self.delay = float(value)
             elif name == "forbidden":
                 self.forbidden = value
+            elif name == "flood":
+                self.flood = bool(value)
             elif name == "forget":
                 self.gets.clear()
         with self.lock:
             return json.dumps({"gets": self.gets, "longest_body": self.longest_body})
+
+
+def _head(app: Any, environ: dict[str, Any]) -> list[tuple[str, str]]:
+    """Entity tag and time of what is asked for, as the server has them."""
+    found: list[tuple[str, str]] = []
+    body = app(environ, lambda status, headers, *_: found.extend(headers))
+    for _ in body:
+        pass
+    return [(name, value) for name, value in found if name.lower() in ("etag", "last-modified")]
 
 
 class S3Server:
@@ -81,7 +97,7 @@ class S3Server:
         self.environment = {"AWS_ENDPOINT_URL": address, **CREDENTIALS}
 
     def tell(self, name: str, value: object = "") -> None:
-        """Set what it does from now on: ``busy`` SECONDS, ``delay`` SECONDS, ``forbidden`` PART-OF-A-PATH, ``forget``."""
+        """From now on: ``busy`` SECONDS, ``delay`` SECONDS, ``forbidden`` PART-OF-A-PATH, ``flood`` anything, ``forget``."""
         with urllib.request.urlopen(f"{self.address}/__tell/{name}/{value}", timeout=10) as answer:
             answer.read()
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,23 @@ def test_what_is_removed_meanwhile_is_told_as_that(bucket: Any, models: list[Mod
         f"{S3}m.pt.ward": Finding.SIDECAR_ALONE,
         f"{S3}n.pt": Finding.UNPROTECTED,
     }
+
+
+def test_a_server_that_sends_without_end_fills_no_memory(server: S3Server, bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+    server.tell("flood", "yes")
+    tracemalloc.start()
+    try:
+        report = run(S3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        server.tell("flood")
+    (row,) = report.bad
+    assert row.finding is Finding.UNCHECKED
+    assert "other bytes than were asked for" in row.message
+    assert peak < 64 << 20, peak  # of a terabyte
+    assert run(S3).exit_code == 0
 
 
 def test_a_rewritten_model_is_changed_and_a_rotten_one_damaged(bucket: Any, models: list[Model], run: Run) -> None:

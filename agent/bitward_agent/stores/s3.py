@@ -67,8 +67,12 @@ class S3Store:
 
     # ------------------------------------------------------------------------------------------------------------- asking
 
-    def call(self, method: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """One request. Raises TransientError, SourceMovedError, FileNotFoundError, SourceError."""
+    def call(self, method: str, seconds: float, body_bytes: int = 0, **arguments: Any) -> dict[str, Any]:
+        """One request; of a body at most one byte more than ``body_bytes`` is read, whatever the server sends.
+
+        Raises:
+            TransientError, SourceMovedError, FileNotFoundError, SourceError.
+        """
         from fsspec.asyn import sync
 
         async def ask() -> dict[str, Any]:
@@ -76,7 +80,7 @@ class S3Store:
             body = answer.get("Body")
             if body is not None:
                 try:
-                    answer["Body"] = await body.read()
+                    answer["Body"] = await _bounded(body, body_bytes + 1)
                 finally:
                     body.close()
             return answer
@@ -147,6 +151,17 @@ class S3Store:
         return ObjectFile(self.shown(key), state.size, _S3Object(self, key, state, meter).get, ahead)
 
 
+async def _bounded(body: Any, limit_bytes: int) -> bytes:
+    """What a body holds, up to a limit: a server that sends all of an object when a range was asked for fills no memory."""
+    data = bytearray()
+    while len(data) < limit_bytes:
+        piece = await body.read(limit_bytes - len(data))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
 class _S3Object(RemoteFile):
     """One version of an object."""
 
@@ -159,7 +174,7 @@ class _S3Object(RemoteFile):
         longest = self.limits.silence_seconds + (end - first) / self.limits.slowest_bytes_per_second
         only = {"IfMatch": self._state.tag} if self._state.tag else {}
         try:
-            answer = self._store.call("get_object", longest, Key=self._key, Range=f"bytes={first}-{end - 1}", **only)
+            answer = self._store.call("get_object", longest, end - first, Key=self._key, Range=f"bytes={first}-{end - 1}", **only)
         except FileNotFoundError:
             raise SourceMovedError("it was removed while it was read") from None
         data = answer["Body"]
