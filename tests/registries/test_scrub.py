@@ -138,6 +138,7 @@ def test_ctrl_c_keeps_the_state_and_tells_what_was_not_verified(
     while sum(path.endswith(".safetensors") for path in server.told()["gets"]) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    server.tell("delay", 3)  # so that it is still at work when the other one has been refused
     busy = scrub(server, tmp_path)  # another one, meanwhile
     assert busy.code == 3
     assert "another Bitward is at work on it" in busy.err
