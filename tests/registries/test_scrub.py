@@ -48,6 +48,13 @@ def bucket(server: S3Server) -> Iterator[Any]:
         client.delete_object(Bucket=BUCKET, Key=one["Key"])
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def scrub(server: S3Server, tmp_path: Path, *words: str, prefix: str = PREFIX) -> Any:
     arguments = ["scrub", prefix, "--state", f"{tmp_path}/state", "--report-dir", f"{tmp_path}/report", "--json", *words]
     return bitward(*arguments, **server.environment)
@@ -108,7 +115,7 @@ def test_killed_at_any_moment_nothing_is_forgotten_and_nothing_done_twice(
     assert workers
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(Path(f"/proc/{pid}/mem").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+    while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their scrub"
         time.sleep(0.05)
     first = server.told()["gets"]
