@@ -39,5 +39,13 @@ class SourceError(BitwardError):
     """A source of good blocks cannot give what it was asked for. The message holds no credentials."""
 
 
+class SourceBusyError(SourceError):
+    """It failed again and again, in a way that may pass: no answer, too many requests, a fault of the server."""
+
+
+class SourceMovedError(SourceError):
+    """What is there now is not what was there when it was listed or first read."""
+
+
 class ProcessError(BitwardError):
     """A process is not there, or its memory is out of reach. The message says what right is missing."""

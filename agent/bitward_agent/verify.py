@@ -167,7 +167,7 @@ def verify_file(
         if wanted is not None and not any(wanted(span) for span in pair.sidecar.layout.spans):
             return unverifiable(path, pair.state.size, pair.sidecar_report(), f"no tensor matches {tensor!r}")
         result = scan(pair.file, pair.sidecar, jobs=jobs, progress=progress, wanted=wanted)
-        verdict = None if _moves(pair) else _verdict(path, pair, result, budget or FlipBudget(), progress, whole=wanted is None)
+        verdict = None if _moves(pair) else verdict_of(path, pair, result, budget or FlipBudget(), progress, whole=wanted is None)
         if verdict is None or _moves(pair):  # the second time because decoding reads the file again
             return unverifiable(path, pair.state.size, pair.sidecar_report(), MOVES_TOLD)
         if not pair.file.is_still_named():
@@ -209,9 +209,10 @@ def _sidecar_verdict(path: str, pair: OpenPair) -> FileVerification:
     )
 
 
-def _verdict(
+def verdict_of(
     path: str, pair: OpenPair, result: ScanResult, budget: FlipBudget, progress: ProgressSink | None, *, whole: bool
 ) -> FileVerification:
+    """The verdict that a scan of an open pair amounts to; what is bad is read again to be decoded. ``whole``: nothing was left unread."""
     block = pair.sidecar.superblock
     excess = pair.excess_bytes if whole else 0
     notes = []

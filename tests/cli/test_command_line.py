@@ -100,6 +100,7 @@ OPTIONS = {
     "mlflow protect": {"--tracking-uri", "--registry-uri", "--preset", "--hash", "--force", "--no-tags"},
     "mlflow verify": {"--tracking-uri", "--registry-uri"},
     "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--from", "--no-tags"},
+    "scrub": {"--engine", "--workers", "--state", "--report-dir", "--max-age", "--retries"},
     "agent run": {"--config"},
     "agent check-config": {"--config"},
     "agent status": {"--config"},
@@ -162,6 +163,10 @@ def test_every_command_is_in_the_help() -> None:
         ["inject", "x", "--flips", "0", "--seed", "1"],
         ["inject", "/dev/null", "--flips", "1", "--seed", "1"],
         ["drill", "x", "y"],
+        ["scrub"],
+        ["scrub", "x", "--engine", "slurm"],
+        ["scrub", "x", "--max-age", "soon"],
+        ["scrub", "memory://x"],
     ],
 )
 def test_wrong_usage_is_2_and_json_still_a_document(arguments: list[str]) -> None:

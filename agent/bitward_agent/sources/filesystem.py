@@ -33,7 +33,7 @@ class FilesystemPlace:
         except ImportError:
             raise MissingExtraError(f"{scheme}:// sources need the extra 'remote': pip install 'bitward[remote]'") from None
         try:
-            self.fs, self._root = url_to_fs(url)
+            self.fs, self.root = url_to_fs(url)
         except ImportError as error:
             raise MissingExtraError(f"{scheme}:// sources need one more package: {brief(error)}") from None
         except Exception as error:  # noqa: BLE001 - back ends raise what they like, with the URL in it
@@ -45,7 +45,7 @@ class FilesystemPlace:
     def open(self, relative: str, meter: Meter) -> FilesystemFile | None:
         """See ``Place.open``."""
         meter.budget = self.budget
-        path = f"{self._root.rstrip('/')}/{relative}" if relative else self._root
+        path = f"{self.root.rstrip('/')}/{relative}" if relative else self.root
         try:
             meter.count_request()
             info: dict[str, Any] = self.fs.info(path)
@@ -64,7 +64,7 @@ class FilesystemPlace:
         """See ``Place.names``."""
         try:
             meter.count_request()
-            entries = self.fs.ls(f"{self._root.rstrip('/')}/{folder}" if folder else self._root, detail=True)
+            entries = self.fs.ls(f"{self.root.rstrip('/')}/{folder}" if folder else self.root, detail=True)
         except FileNotFoundError:
             return []
         except Exception as error:  # noqa: BLE001 - likewise

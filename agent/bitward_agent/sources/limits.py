@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bitward_agent.errors import SourceError
+from bitward_agent.errors import SourceBusyError, SourceError
 from bitward_formats.frozen import dataclass
 
 DEFAULT_FETCH_BYTES = 1 << 30
@@ -103,11 +103,11 @@ class Patience:
         """Wait before the next attempt.
 
         Raises:
-            SourceError: there will be none.
+            SourceBusyError: there will be none.
         """
         self._total += 1
         self._idle = 0 if progressed else self._idle + 1
         if self._idle >= self._limits.attempts or self._total > self._limits.resumptions:
-            raise SourceError(f"{error} (gave up after {self._total} attempts)") from None
+            raise SourceBusyError(f"{error} (gave up after {self._total} attempts)") from None
         pause = self._limits.first_pause_seconds * 2 ** max(0, self._idle - 1)
         self._sleep(min(self._limits.longest_pause_seconds, max(pause, error.wait_seconds)))

@@ -30,6 +30,7 @@ COMMANDS = (
     "mlflow",
     "oci",
     "ollama",
+    "scrub",
 )
 
 

@@ -1,0 +1,410 @@
+"""What names, sidecars, servers and other writers may do to a scrub: told by name, never fine, never elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitward
+from bitward.registries.scrub import scrubbing
+from bitward.registries.scrub.engines import Engine
+from bitward.registries.scrub.facts import CheckTask, Finding, Row, ScrubReport, Task
+from bitward.registries.scrub.local_engine import LocalEngine
+from bitward.registries.scrub.scrubbing import ScrubOrder, scrub
+from bitward_agent.errors import InputError
+from bitward_agent.sources.limits import Limits
+from bitward_agent.stores.filesystem import FilesystemStore
+from bitward_formats.errors import MissingExtraError
+from registries.scrub_models import BUCKET, HASTE, Inline, Model, make_models, rows_of
+from s3_server import S3Server, s3_server
+
+pytest.importorskip("s3fs", reason="the extra 'remote' is not installed")
+pytest.importorskip("moto", reason="moto is not installed")
+
+S3 = f"s3://{BUCKET}/"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as running:
+        running.client().create_bucket(Bucket=BUCKET)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> list[Model]:
+    return make_models(tmp_path_factory.mktemp("slices"), minilm, 3, kib=70)
+
+
+@pytest.fixture
+def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    client = server.client()
+    yield client
+    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=one["Key"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, models: list[Model]) -> Path:
+    store = tmp_path / "store"
+    store.mkdir()
+    lay(store, "a.safetensors", models[0])
+    lay(store, "b.safetensors", models[1])
+    return store
+
+
+def lay(folder: Path, name: str, model: Model) -> Path:
+    path = folder / name
+    path.write_bytes(model.data)
+    Path(f"{path}.ward").write_bytes(model.ward)
+    return path
+
+
+def put(client: Any, key: str, model: Model) -> None:
+    client.put_object(Bucket=BUCKET, Key=key, Body=model.data)
+    client.put_object(Bucket=BUCKET, Key=f"{key}.ward", Body=model.ward)
+
+
+class Run:
+    """One scrub in this process, by the engine without processes."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state, self._patch = str(tmp_path / "state"), monkeypatch
+        self.tasks: list[Task] = []
+
+    def __call__(
+        self, *prefixes: str, before: Callable[[Task], None] | None = None, stop: threading.Event | None = None, **order: Any
+    ) -> ScrubReport:
+        engine = Inline(before=before)
+        self.tasks = engine.tasks
+
+        def opened(name: str, workers: int | None, limits: Limits, ahead: int) -> Engine:
+            return engine
+
+        self._patch.setattr(scrubbing, "open_engine", opened)
+        return scrub(ScrubOrder(prefixes, state=self.state, **{"retries": 2, **order}), limits=HASTE, stop=stop)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    from bitward.registries.scrub import decisions
+
+    monkeypatch.setattr(decisions, "FIRST_PAUSE_SECONDS", 0.01)
+    return Run(tmp_path, monkeypatch)
+
+
+def bad(report: ScrubReport) -> dict[str, Row]:
+    return {row.url: row for row in report.bad}
+
+
+# ------------------------------------------------------------------------------------------------------------------- names
+
+# A newline is tried in a folder: the server here has no way to such an object.
+NAMES = [
+    "x/../../../etc/passwd.pt",
+    "x/./y//z.pt",
+    "/leading.pt",
+    "red\x1b[31m.pt",
+    "per%2e%2e%2fcent.pt",
+    "quest?versionId=1.pt",
+    "hash#a.pt",
+    "große Datei \U0001f600.pt",
+    "*.pt",
+    ".ward.pt",
+]
+
+
+def test_keys_are_keys_and_never_paths(bucket: Any, models: list[Model], run: Run, tmp_path: Path) -> None:
+    for name in NAMES:
+        put(bucket, name, models[0])
+    report = run(S3, report_dir=str(tmp_path / "report"))
+    assert (report.totals.intact, report.totals.objects, report.exit_code) == (len(NAMES), len(NAMES), 0), report.bad
+    rows = rows_of(tmp_path / "report")
+    assert set(rows) == {S3 + name for name in NAMES}
+    page = (tmp_path / "report" / "scrub.html").read_text("utf-8")
+    assert "\x1b" not in page
+    assert "red\\x1b[31m" in page.replace("<wbr>", "").replace("\\\\", "\\")
+    # The twin: a flip behind each of these names is found there.
+    data = bytearray(models[0].data)
+    data[-1] ^= 1
+    for name in NAMES:
+        bucket.put_object(Bucket=BUCKET, Key=name, Body=bytes(data))
+    report = run(S3)
+    assert {url: row.finding for url, row in bad(report).items()} == {S3 + name: Finding.DAMAGED for name in NAMES}
+
+
+def test_names_that_are_no_utf8_in_a_folder(folder: Path, models: list[Model], run: Run, tmp_path: Path) -> None:
+    lay(folder, os.fsdecode(b"caf\xe9\n.pt"), models[2])
+    report = run(str(folder), report_dir=str(tmp_path / "report"))
+    assert (report.totals.intact, report.exit_code) == (3, 0)
+    assert any("caf\udce9" in url for url in rows_of(tmp_path / "report"))
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(tmp_path / "report" / "scrub.parquet").num_rows == 3
+
+
+def test_links_devices_and_pipes_of_a_folder_are_left_alone(folder: Path, tmp_path: Path, models: list[Model], run: Run) -> None:
+    outside = lay(tmp_path, "outside.safetensors", models[2])
+    (folder / "link.safetensors").symlink_to(outside)
+    (folder / "link.safetensors.ward").symlink_to(f"{outside}.ward")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.safetensors")
+    report = run(str(folder))
+    assert (report.totals.objects, report.exit_code) == (2, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sidecars
+
+
+def test_sidecars_that_are_none(bucket: Any, models: list[Model], run: Run) -> None:
+    chance = random.Random(5)
+    index = build_index()
+    forged = {
+        "empty": b"",
+        "short": models[0].ward[:100],
+        "noise": chance.randbytes(200_000),
+        "other": models[1].ward,
+        "torn": models[0].ward[:9_000],
+        "index": index,
+        "huge": models[0].ward + bytes(20 << 20),
+    }
+    for name, ward in forged.items():
+        put(bucket, f"{name}.pt", dataclasses.replace(models[0], ward=ward))
+    report = run(S3)
+    findings = {url.removeprefix(S3): (row.finding, row.message) for url, row in bad(report).items()}
+    assert set(findings) == {f"{name}.pt" for name in forged}
+    assert {name for name, (finding, _) in findings.items() if finding is not Finding.UNCHECKED} == {"other.pt"}
+    assert findings["other.pt"][0] in (Finding.DAMAGED, Finding.CHANGED)
+    assert "too large" in findings["huge.pt"][1]
+    assert report.exit_code in (3, 4)
+    assert report.fetched_bytes < 3 << 20  # the huge one was not fetched
+
+
+def build_index() -> bytes:
+    from bitward_formats.unit_index import UnitEntry, build_unit_index
+
+    return build_unit_index([UnitEntry(b"a", 1, bytes(32))])[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_sidecars_never_make_damage_intact(bucket: Any, models: list[Model], run: Run, seed: int) -> None:
+    chance = random.Random(seed)
+    data = bytearray(models[0].data)
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    for index in range(12):
+        ward = bytearray(models[0].ward)
+        for _ in range(1 << index):
+            ward[chance.randrange(len(ward))] = chance.randrange(256)
+        put(bucket, f"{index}.pt", Model("", bytes(data), bytes(ward)))
+    report = run(S3)
+    assert report.totals.intact == 0, f"seed {seed}"
+    assert report.totals.damaged + report.totals.cannot_check == 12
+    assert all("fault of Bitward" not in row.message for row in report.bad), report.bad
+
+
+# ----------------------------------------------------------------------------------------------------------- other writers
+
+
+def test_an_object_exchanged_between_listing_and_reading_is_verified_as_it_is_then(bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+
+    def exchange(task: Task) -> None:
+        if task.attempt == 1:
+            put(bucket, "m.pt", models[1])
+
+    report = run(S3, before=exchange)
+    assert (report.totals.intact, report.totals.tries, report.exit_code) == (1, 2, 0)
+
+
+def test_an_object_exchanged_again_and_again_is_changed_and_not_damaged(bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+    turn = iter(range(100))
+
+    def exchange(store: Any) -> None:
+        bucket.put_object(Bucket=BUCKET, Key="m.pt", Body=bytes([next(turn)]) * 300_000)
+
+    from bitward.registries.scrub import check
+
+    whole = check.verify_object
+    run._patch.setattr(check, "verify_object", lambda store, pair, meter, **more: (exchange(store), whole(store, pair, meter, **more))[1])
+    report = run(S3)
+    (row,) = report.bad
+    assert (row.finding, report.exit_code, row.attempts) == (Finding.CHANGED, 5, 3)
+    assert "exchanged while it was read" in row.message
+
+
+def test_what_is_removed_meanwhile_is_told_as_that(bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+    put(bucket, "n.pt", models[1])
+
+    def remove(task: Task) -> None:
+        if isinstance(task, CheckTask) and task.attempt == 1:
+            bucket.delete_object(Bucket=BUCKET, Key="m.pt" if task.pair.key == "m.pt" else "n.pt.ward")
+
+    report = run(S3, before=remove)
+    assert {url: row.finding for url, row in bad(report).items()} == {f"{S3}m.pt": Finding.GONE, f"{S3}n.pt": Finding.UNPROTECTED}
+    # The next run: what is left of the two.
+    again = run(S3)
+    assert {url: row.finding for url, row in bad(again).items()} == {
+        f"{S3}m.pt.ward": Finding.SIDECAR_ALONE,
+        f"{S3}n.pt": Finding.UNPROTECTED,
+    }
+
+
+def test_a_server_that_sends_without_end_fills_no_memory(server: S3Server, bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+    server.tell("flood", "yes")
+    tracemalloc.start()
+    try:
+        report = run(S3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        server.tell("flood")
+    (row,) = report.bad
+    assert row.finding is Finding.UNCHECKED
+    assert "other bytes than were asked for" in row.message
+    assert peak < 64 << 20, peak  # of a terabyte
+    assert run(S3).exit_code == 0
+
+
+def test_a_rewritten_model_is_changed_and_a_rotten_one_damaged(bucket: Any, models: list[Model], run: Run) -> None:
+    """Both differ beyond what parity reaches; which of them was written is known from when they were intact."""
+    put(bucket, "rewritten.pt", models[0])
+    put(bucket, "mended.pt", models[1])
+    assert run(S3).exit_code == 0
+    bucket.put_object(Bucket=BUCKET, Key="rewritten.pt", Body=random.Random(1).randbytes(len(models[0].data)))
+    put(bucket, "mended.pt", models[2])  # with its own sidecar
+    report = run(S3)
+    assert {url: row.finding for url, row in bad(report).items()} == {f"{S3}rewritten.pt": Finding.CHANGED}
+    assert report.exit_code == 5
+
+
+def test_rot_under_an_unchanged_time_is_damage_however_much_it_is(folder: Path, run: Run) -> None:
+    assert run(str(folder)).exit_code == 0
+    path = folder / "a.safetensors"
+    times = path.stat()
+    path.write_bytes(random.Random(2).randbytes(times.st_size))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    report = run(str(folder), max_age_seconds=3600)  # ctime moved: the old verdict does not count
+    (row,) = report.bad
+    assert row.url == str(path)
+    assert row.finding in (Finding.DAMAGED, Finding.CHANGED)
+    assert report.exit_code in (4, 5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_directories_are_held_against_their_index(tmp_path: Path, models: list[Model], run: Run) -> None:
+    unit = tmp_path / "store" / "model"
+    (unit / "sub").mkdir(parents=True)
+    for name in ("1.safetensors", "2.safetensors", "sub/3.safetensors", "config.json"):
+        (unit / name).write_bytes(models[0].data)
+    assert bitward.protect(unit).exit_code == 0
+    assert run(str(tmp_path / "store")).exit_code == 0
+    (unit / "sub" / "3.safetensors").unlink()
+    (unit / "sub" / "3.safetensors.ward").unlink()
+    (unit / "new.json").write_text("{}")
+    report = run(str(tmp_path / "store"))
+    (row,) = report.bad_units
+    assert (row.finding, row.missing, row.unprotected) == (Finding.DAMAGED, ("sub/3.safetensors",), ("new.json",))
+    assert report.exit_code == 4
+    assert [one.finding for one in report.bad] == [Finding.GONE]
+    (unit / "sub" / "3.safetensors").write_bytes(models[0].data)
+    (unit / "new.json").unlink()
+    lay(unit, "sub/3.safetensors", models[1])  # another model, with a sidecar that fits it
+    report = run(str(tmp_path / "store"))
+    (row,) = report.bad_units
+    assert row.finding is Finding.UNCHECKED
+    assert "not those that its index knows" in row.message
+    assert report.exit_code == 3
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[LocalEngine] = []
+
+    def opened(name: str, workers: int | None, limits: Limits, ahead: int) -> Engine:
+        engine = LocalEngine(workers, limits, ahead)
+        begin, engines_had = engine.submit, len(engines)
+
+        def submit(task: Task) -> None:
+            begin(task)
+            if task.attempt == 1 and not engines_had and engine.workers_lost == 0:
+                for worker, _ in engine._busy.values():
+                    os.kill(worker.process.pid or 0, signal.SIGKILL)
+
+        monkeypatch.setattr(engine, "submit", submit)
+        engines.append(engine)
+        return engine
+
+    monkeypatch.setattr(scrubbing, "open_engine", opened)
+    report = scrub(ScrubOrder((str(folder),), state=f"{tmp_path}/state", workers=1), limits=HASTE)
+    assert (report.totals.intact, report.exit_code) == (2, 0)
+    assert report.workers_lost >= 1
+    assert report.totals.tries > 2
+
+
+def test_stopped_before_it_began_it_says_so(folder: Path, run: Run) -> None:
+    stop = threading.Event()
+    stop.set()
+    report = run(str(folder), stop=stop)
+    assert (report.interrupted, report.exit_code) == (True, 3)
+    assert run(str(folder)).exit_code == 0
+
+
+def test_nothing_at_all_is_not_fine(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "empty").mkdir()
+    report = run(str(tmp_path / "empty"))
+    assert report.exit_code == 3
+    assert "nothing was found" in report.notes[0]
+
+
+def test_what_cannot_be_scrubbed_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("memory://x", "https://user:secret@example.org/models", "s3://", "s3://key:secret@bucket/x", "simplecache::s3://b/x"):
+        with pytest.raises(InputError) as refused:
+            run(address)
+        assert "secret" not in str(refused.value)
+    assert run(str(tmp_path / "nowhere")).problems[0].message.endswith("No such file or directory")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "scrub.html").write_bytes(b"weights")
+    with pytest.raises(InputError, match="is not overwritten"):
+        run(str(tmp_path), report_dir=str(tmp_path / "report"))
+    import sys
+
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingExtraError, match=r"bitward\[remote\]"):
+        run("s3://bucket/x")
+
+
+def test_other_file_systems_of_fsspec(folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
+    """fsspec's own driver of local files stands for all that list by folders."""
+    from bitward.registries.scrub import check
+
+    monkeypatch.setattr(check, "open_store", FilesystemStore)
+    from bitward.registries.scrub import run as driver
+
+    monkeypatch.setattr(driver, "open_store", FilesystemStore)
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name in ("deep/er/c.safetensors", "deep.safetensors"):
+        for end in ("", ".ward"):
+            (folder / f"{name}{end}").write_bytes((folder / f"a.safetensors{end}").read_bytes())
+    data = bytearray((folder / "b.safetensors").read_bytes())
+    data[-5] ^= 2
+    (folder / "b.safetensors").write_bytes(bytes(data))
+    report = run(f"file://{folder}", report_dir=str(tmp_path / "report"))
+    assert report.totals.intact == 3
+    (row,) = report.bad
+    assert (row.url, row.finding, row.flip_count) == (f"file://{folder}/b.safetensors", Finding.DAMAGED, 1)

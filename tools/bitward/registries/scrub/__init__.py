@@ -1,0 +1,1 @@
+"""Scrubbing whole stores: every checkpoint verified against the sidecar beside it, by many workers, to be stopped and taken up anywhere."""
