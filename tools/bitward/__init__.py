@@ -9,20 +9,54 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitward.api import diff, explain, guard, inspect, protect, repair, seal, verify
+    from bitward.api import (
+        diff,
+        enforce,
+        explain,
+        guard,
+        inspect,
+        load_safetensors,
+        protect,
+        repair,
+        safe_open,
+        seal,
+        torch_load,
+        verify,
+    )
+    from bitward.loaders.refusals import ChangedModelError, DamagedModelError, LoadRefusedError, ModelWarning, UnverifiableModelError
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "diff", "explain", "guard", "inspect", "protect", "repair", "seal", "verify"]
+__all__ = [
+    "ChangedModelError",
+    "DamagedModelError",
+    "LoadRefusedError",
+    "ModelWarning",
+    "UnverifiableModelError",
+    "__version__",
+    "diff",
+    "enforce",
+    "explain",
+    "guard",
+    "inspect",
+    "load_safetensors",
+    "protect",
+    "repair",
+    "safe_open",
+    "seal",
+    "torch_load",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public function ``name`` from ``bitward.api`` on first use."""
+    """Load the public function ``name`` from ``bitward.api`` on first use, and the gates' errors from where they are."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module("bitward.api"), name)
+    home = "bitward.loaders.refusals" if name.endswith(("Error", "Warning")) else "bitward.api"
+    value = getattr(import_module(home), name)
     globals()[name] = value
     return value
 
