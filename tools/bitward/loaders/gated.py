@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from bitward_agent.scan import default_jobs
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
+if TYPE_CHECKING:
+    from bitward.loaders.holding import Held
+
 Bytes = npt.NDArray[np.uint8]
 
 THREAD_BYTES = 4 << 20
@@ -35,11 +38,17 @@ _REPAIRS = 3
 
 
 class LoadScope:
-    """What happened within one call of a loader that opens several files. ``refusal`` is the first error that a gate raised in it."""
+    """What happened within one call of a loader that opens several files.
+
+    ``refusal`` is the first error that a gate raised in it; ``gated`` are the real paths that came to a gate, ``expected`` those that
+    should; ``held`` are files to be looked at again when it ends.
+    """
 
     def __init__(self) -> None:
         self.refusal: LoadRefusedError | None = None
-        self.gated: set[tuple[int, int]] = set()
+        self.gated: set[str] = set()
+        self.expected: dict[str, Charge] = {}
+        self.held: list[Held] = []
 
 
 load_scope: ContextVar[LoadScope | None] = ContextVar("bitward_load_scope", default=None)
@@ -90,6 +99,8 @@ def open_gated(charge: Charge) -> GatedFile | None:
     path = resolve(charge.shown)
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), charge.shown)
+    if charge.scope is not None:
+        charge.scope.gated.add(path)
     sidecar = find_sidecar(charge.shown, charge.gate.sidecar_dir)
     if sidecar is None:
         charge.unverifiable("no sidecar vouches for it: 'bitward protect' makes one", is_absent=True)
@@ -107,8 +118,6 @@ def open_gated(charge: Charge) -> GatedFile | None:
     except BaseException:
         gated.close()
         raise
-    if charge.scope is not None:
-        charge.scope.gated.add((checked.state.device, checked.state.inode))
     return gated
 
 
