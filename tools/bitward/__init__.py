@@ -6,6 +6,8 @@ on first use, so that ``import bitward`` costs next to nothing.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,3 +65,20 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _enforce_if_asked() -> None:
+    """``BITWARD_ENFORCE`` gates the loaders of every program that imports Bitward. A program that asks for a gate never runs without."""
+    if not os.environ.get("BITWARD_ENFORCE"):
+        return
+    from bitward.loaders.enforcing import enforce_from_environment
+    from bitward_agent.errors import InputError
+
+    try:
+        enforce_from_environment()
+    except InputError as error:
+        sys.stderr.write(f"bitward: {error}\n")
+        raise SystemExit(2) from None
+
+
+_enforce_if_asked()
