@@ -15,21 +15,32 @@ from bitward_agent.errors import InputError
 POLICY_VARIABLE = "BITWARD_ENFORCE"
 SIDECARS_VARIABLE = "BITWARD_SIDECAR_DIR"
 
+_TRANSFORMERS = (
+    "configuration_utils",
+    "feature_extraction_utils",
+    "generation.configuration_utils",
+    "image_processing_base",
+    "modeling_utils",
+    "models.auto.auto_factory",
+    "models.auto.configuration_auto",
+    "models.auto.feature_extraction_auto",
+    "models.auto.image_processing_auto",
+    "models.auto.modeling_auto",
+    "models.auto.processing_auto",
+    "models.auto.tokenization_auto",
+    "models.auto.video_processing_auto",
+    "processing_utils",
+    "tokenization_utils_base",
+    "utils.hub",
+    "video_processing_utils",
+)
 HOOKS = {
     "safetensors": "safetensors_hook",
     "torch": "torch_hook",
-    "transformers.utils.hub": "transformers_hook",
-    "transformers.modeling_utils": "transformers_hook",
-    "transformers.configuration_utils": "transformers_hook",
-    "transformers.tokenization_utils_base": "transformers_hook",
-    "transformers.generation.configuration_utils": "transformers_hook",
-    "transformers.models.auto.auto_factory": "transformers_hook",
-    "transformers.models.auto.tokenization_auto": "transformers_hook",
-    "transformers.models.auto.configuration_auto": "transformers_hook",
-    "transformers.processing_utils": "transformers_hook",
     "onnxruntime.capi.onnxruntime_inference_collection": "onnxruntime_hook",
     "gguf.gguf_reader": "gguf_hook",
     "llama_cpp.llama": "llama_cpp_hook",
+    **{f"transformers.{name}": "transformers_hook" for name in _TRANSFORMERS},
 }
 """Which of our modules puts the hooks into a module of theirs."""
 

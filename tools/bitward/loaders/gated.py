@@ -131,6 +131,7 @@ class GatedFile:
         self._lock = threading.Lock()
         self._told: set[int] = set()
         self._repairs_left = _REPAIRS
+        self._is_beyond_parity = False
 
     @property
     def size(self) -> int:
@@ -214,7 +215,7 @@ class GatedFile:
         self._charge.refuse(error, "changed" if kind is ChangedModelError else "damaged")
 
     def _heal_on_disk(self) -> str:
-        """Repair the file itself, with its journal, if that may be; returns why not, or "".
+        """Repair the file itself, with its journal, if that may be; returns why not, or "". Notes if parity was not enough.
 
         Raises:
             ChangedModelError: it is no damage, somebody rewrote it.
@@ -232,6 +233,7 @@ class GatedFile:
         if done.verdict is Verdict.CHANGED:
             message = f"{done.message or 'rewritten since it was protected'}: if that was meant, protect it again"
             self._charge.refuse(ChangedModelError(self._charge.shown, message), "changed")
+        self._is_beyond_parity = done.verdict is Verdict.DAMAGED and done.remaining > 0
         if done.repaired:
             blocks = "1 block was" if done.repaired == 1 else f"{done.repaired} blocks were"
             self._charge.tell("healed", f"{blocks} damaged; put back from parity, in the file too")
@@ -249,7 +251,8 @@ class GatedFile:
         if not left:
             return
         lost = set(left)
-        for outcome in self.checked.restored(left, unreadable):
+        # Where the repair could not, decoding once more cannot either, and hopeless stripes take long.
+        for outcome in () if self._is_beyond_parity else self.checked.restored(left, unreadable):
             block = outcome.block
             if outcome.correct is not None:
                 view[block.offset - start : block.end - start] = outcome.correct.tobytes()

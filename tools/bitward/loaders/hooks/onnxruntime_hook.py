@@ -36,6 +36,9 @@ def install(module: ModuleType, patches: Patches) -> None:
             original(self, path_or_bytes, sess_options, *args, **options)
             return
         external = {} if name.endswith(".ort") else _external(charge, model)
+        if external is None:  # told; a model and its data are loaded both verified or both as they are
+            original(self, path_or_bytes, sess_options, *args, **options)
+            return
         if external:
             sess_options = sess_options if sess_options is not None else module.C.SessionOptions()
             sizes = [len(data) for data in external.values()]
@@ -57,8 +60,8 @@ def _whole(charge: Charge) -> bytes | None:
         gated.close()
 
 
-def _external(charge: Charge, model: bytes) -> dict[str, bytes]:
-    """The files that a model names as its external data, verified, by the names that it uses.
+def _external(charge: Charge, model: bytes) -> dict[str, bytes] | None:
+    """The files that a model names as its external data, verified, by the names that it uses; None where the policy lets one be as it is.
 
     Raises:
         LoadRefusedError: one of them is not right, lies outside the model's folder, or the model cannot be understood.
@@ -68,17 +71,18 @@ def _external(charge: Charge, model: bytes) -> dict[str, bytes]:
         found = find_tensors(walker, only_external=True)
     except CheckpointError as error:
         charge.unverifiable(f"which files it needs cannot be told: {error}")
-        return {}
+        return None
     names = sorted({named.tensor.external.location for named in found if named.tensor.external is not None})
     if len(names) > EXTERNAL_FILES_LIMIT:
         charge.unverifiable(f"names {len(names)} files of external data; the most is {EXTERNAL_FILES_LIMIT}")
-        return {}
+        return None
     folder = os.path.dirname(os.path.abspath(charge.shown))
     data: dict[str, bytes] = {}
     for name in names:
         part = _beside(charge, charge.gate, folder, name)
-        if part is not None:
-            data[name] = part
+        if part is None:
+            return None
+        data[name] = part
     return data
 
 

@@ -47,7 +47,7 @@ def _from_open_file(original: Any, loader: str, gate: Gate, f: Any, *args: Any, 
     if not _is_whole_file(plain):
         charge_of(gate, repr(type(f).__name__), loader).unverifiable("a stream that is no plain file", is_absent=True)
         return original(f, *args, **options)
-    name = os.path.realpath(f"/proc/self/fd/{plain.fileno()}")
+    name = _name_of(plain.fileno())
     with verified_path(name, gate, loader) as path:
         if path == name:
             return original(f, *args, **options)
@@ -62,3 +62,9 @@ def _is_whole_file(f: Any) -> bool:
     """Whether reading it gives the bytes of the file behind its descriptor; those of gzip and tar have one too and give others."""
     raw = f.raw if isinstance(f, (io.BufferedReader, io.BufferedRandom)) else f
     return isinstance(raw, io.FileIO)
+
+
+def _name_of(fd: int) -> str:
+    """The path of an open file. Another file may have that name by now; then that one is verified and loaded."""
+    name = os.readlink(f"/proc/self/fd/{fd}")
+    return name if os.path.lexists(name) else name.removesuffix(" (deleted)")

@@ -22,18 +22,6 @@ from bitward_agent.io import resolve
 
 _LOADER = "transformers.from_pretrained"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-_CLASSES = (
-    "PreTrainedModel",
-    "PreTrainedConfig",
-    "PretrainedConfig",
-    "PreTrainedTokenizerBase",
-    "GenerationConfig",
-    "_BaseAutoModelClass",
-    "AutoTokenizer",
-    "AutoConfig",
-    "ProcessorMixin",
-)
-"""Classes whose ``from_pretrained`` is a load; the module that has one is listed in ``enforcing.HOOKS``."""
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -42,10 +30,12 @@ def install(module: ModuleType, patches: Patches) -> None:
         patches.set_everywhere(module.cached_files, _gated_files(module.cached_files))
         patches.set_everywhere(module.get_checkpoint_shard_files, _gated_shards(module.get_checkpoint_shard_files))
         return
-    for name in _CLASSES:
-        owner = vars(module).get(name)
-        method = vars(owner).get("from_pretrained") if isinstance(owner, type) and owner.__module__ == module.__name__ else None
-        if owner is not None and isinstance(method, classmethod):
+    # Every class of these modules that has one of its own: the automatic classes have copies, not the method of their base.
+    for owner in list(vars(module).values()):
+        if not isinstance(owner, type) or owner.__module__ != module.__name__:
+            continue
+        method = vars(owner).get("from_pretrained")
+        if isinstance(method, classmethod):
             patches.set(owner, "from_pretrained", classmethod(_scoped(method.__func__)))
     if hasattr(module, "_is_on_hf_mount"):
         patches.set(module, "_is_on_hf_mount", _never_read_past(module._is_on_hf_mount))  # noqa: SLF001
@@ -77,7 +67,12 @@ def _one_load() -> Iterator[None]:
     scope = LoadScope()
     token = load_scope.set(scope)
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            if scope.refusal is None or scope.refusal is error:
+                raise
+            raise scope.refusal from error  # a library may have made another error of it
         if scope.refusal is not None:
             raise scope.refusal
         for held in scope.held:
