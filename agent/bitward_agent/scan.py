@@ -79,7 +79,7 @@ def default_jobs() -> int:
 
 
 def chunks_between(table: BlockTable, low: int, high: int) -> Iterator[list[Segment]]:
-    """As :func:`chunks`, for the blocks from ``low`` to ``high``: offsets at which a block starts and one ends. No other span is looked at."""
+    """As :func:`chunks`, for the blocks from ``low`` to ``high``, where a block starts and one ends. No other span is looked at."""
     span_index = table.span_index_at(low) if low < high else 0
     while low < high:
         span = table.layout.spans[span_index]

@@ -40,7 +40,7 @@ def write_gguf(source: Path, path: Path) -> Path:
     """The encoder of a real safetensors model as GGUF, written by its own library. Without a tokenizer, which takes it seconds to read."""
     writer = gguf.GGUFWriter(path, "bert")
     with safe_open(source, "np") as file:
-        for name in file.keys():
+        for name in file.offset_keys():
             if name.startswith("encoder"):
                 writer.add_tensor(name, file.get_tensor(name))
     writer.write_header_to_file()

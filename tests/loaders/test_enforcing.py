@@ -75,12 +75,14 @@ def test_everything_is_as_it_was_afterwards() -> None:
 
 def test_also_after_an_error_and_in_names_that_were_taken_meanwhile() -> None:
     real, real_class = torch.load, safetensors.safe_open
-    with pytest.raises(RuntimeError), bitward.enforce():
-        from safetensors import safe_open as taken
 
+    def fail() -> None:
         globals()["taken_load"] = torch.load
-        assert isinstance(taken, type)
+        assert isinstance(safetensors.safe_open, type)
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), bitward.enforce():
+        fail()
     assert torch.load is real
     assert safetensors.safe_open is real_class
     assert globals().pop("taken_load") is real
@@ -173,7 +175,8 @@ def test_many_threads_read_one_file(small_checkpoint: Path) -> None:
         found: list[bool] = []
 
         def read() -> None:
-            found.extend(torch.equal(file.get_tensor(name).view(torch.uint8), right[name].view(torch.uint8)) for name in ("model.mask", "model.rotary"))
+            for name in ("model.mask", "model.rotary"):
+                found.append(torch.equal(file.get_tensor(name).view(torch.uint8), right[name].view(torch.uint8)))
 
         threads = [threading.Thread(target=read) for _ in range(8)]
         for thread in threads:
@@ -281,7 +284,8 @@ def test_a_program_that_asks_for_a_gate_never_runs_without(tmp_path: Path) -> No
     ).stdout.strip()
     bare = {"PYTHONPATH": folder, "BITWARD_ENFORCE": "enforce", "PATH": "/usr/bin:/bin"}
     # -S: no site-packages, so that Bitward cannot be found; sitecustomize is then loaded by hand, as site would.
-    done = subprocess.run([sys.executable, "-S", "-c", "import sitecustomize; print('runs')"], capture_output=True, text=True, env=bare, check=False)
+    command = [sys.executable, "-S", "-c", "import sitecustomize; print('runs')"]
+    done = subprocess.run(command, capture_output=True, text=True, env=bare, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert "cannot be loaded" in done.stderr
     # Another sitecustomize, behind ours, runs as ever.
@@ -314,7 +318,8 @@ def test_the_commands_of_bitward_read_damaged_models_on_purpose(damaged: Path) -
 
 
 def test_a_loader_under_the_environment(damaged: Path) -> None:
-    with loader_process(("-c", "import bitward, runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"), BITWARD_ENFORCE="heal") as process:
+    start = "import bitward, runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    with loader_process(("-c", start), BITWARD_ENFORCE="heal") as process:
         found = process.load("safetensors.torch", damaged)
     assert found.loaded
     assert "put back from parity" in found.told[0]

@@ -202,8 +202,8 @@ def load_safetensors(
     Args:
         framework: ``"pt"`` for PyTorch, ``"np"`` for NumPy.
         device: as for ``safetensors``; the bytes are verified in main memory and then copied there.
-        policy: ``"enforce"``: what is not intact, or has no sidecar, is refused; ``"heal"``: damage is put right, in memory and in the file;
-            ``"warn"``: it is told (``ModelWarning``) and loaded.
+        policy: ``"enforce"``: what is not intact, or has no sidecar, is refused; ``"heal"``: damage is put right, in memory and in the
+            file; ``"warn"``: it is told (``ModelWarning``) and loaded.
 
     Raises:
         DamagedModelError, ChangedModelError, UnverifiableModelError: it is refused; each is a :class:`LoadRefusedError`.

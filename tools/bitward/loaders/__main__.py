@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return ExitCode.USAGE
     paths = [STARTUP_FOLDER, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, POLICY_VARIABLE: policy.value, "PYTHONPATH": os.pathsep.join(paths)}
-    os.execve(sys.executable, [sys.executable, *arguments[1:]], environment)  # noqa: S606  # no shell; the program is the user's own
+    return os.execve(sys.executable, [sys.executable, *arguments[1:]], environment)  # noqa: S606  # no shell; the program is the user's own
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def enforce_from_environment() -> None:
 
 def stand_down() -> None:
     """Lift the environment's gate: Bitward's own commands read damaged models on purpose."""
-    global _from_environment  # noqa: PLW0603
+    global _from_environment
     with _lock:
         gate, _from_environment = _from_environment, None
         if gate is not None and gate.policy is not Policy.OFF:

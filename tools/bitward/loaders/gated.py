@@ -260,4 +260,5 @@ class GatedFile:
         if lost:
             self._refuse(sorted(lost), why="; parity cannot restore it: 'bitward repair --from COPY' can")
         blocks = "1 block was" if len(left) == 1 else f"{len(left)} blocks were"
-        self._charge.tell("healed", f"{blocks} damaged; right bytes from parity are handed out, and the file is as it was{f' ({why})' if why else ''}")
+        because = f" ({why})" if why else ""
+        self._charge.tell("healed", f"{blocks} damaged; right bytes from parity are handed out, and the file is as it was{because}")

@@ -67,7 +67,9 @@ def load_safetensors(
     return found
 
 
-def safe_open(path: PathLike, framework: str = "pt", device: Any = "cpu", *, policy: str = "enforce", sidecar_dir: PathLike | None = None) -> Any:
+def safe_open(
+    path: PathLike, framework: str = "pt", device: Any = "cpu", *, policy: str = "enforce", sidecar_dir: PathLike | None = None
+) -> Any:
     """See :func:`bitward.api.safe_open`."""
     file = open_safetensors(path, framework, device, gate_for(policy, sidecar_dir), "bitward.safe_open")
     if file is not None:

@@ -7,7 +7,8 @@ import warnings
 
 from bitward.loaders.refusals import ModelWarning
 
-_NOT_THEIRS = ("bitward", "safetensors", "torch", "transformers", "gguf", "onnxruntime", "llama_cpp", "accelerate", "concurrent", "threading")
+_LIBRARIES = ("accelerate", "gguf", "llama_cpp", "onnxruntime", "safetensors", "torch", "transformers")
+_NOT_THEIRS = ("bitward", "concurrent", "threading", *_LIBRARIES)
 
 
 def tell(message: str) -> None:

@@ -51,7 +51,8 @@ def _gated_handle(original: Any) -> Any:
         gate = current_gate()
         if gate is None or gate.policy is Policy.OFF:
             return original(handle, *args, **options)
-        with verified_path(os.path.realpath(f"/proc/self/fd/{handle.fileno()}"), gate, _LOADER) as path, open(path, "rb") as copy, gated_off():
+        name = os.path.realpath(f"/proc/self/fd/{handle.fileno()}")
+        with verified_path(name, gate, _LOADER) as path, open(path, "rb") as copy, gated_off():
             return original(copy, *args, **options)
 
     return safe_open_handle
