@@ -21,6 +21,7 @@ class Patches:
     def __init__(self) -> None:
         self._attributes: list[tuple[Any, str, Any, Any]] = []
         self._everywhere: list[tuple[Any, Any]] = []
+        self._pending: list[tuple[Any, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Replace an attribute of a class or module."""
@@ -28,9 +29,17 @@ class Patches:
         setattr(owner, name, value)
 
     def set_everywhere(self, original: Any, value: Any) -> None:
-        """Replace a function or class under every name that a loaded module has for it: ``from x import y`` makes such names."""
-        self._everywhere.append((original, value))
-        _rename(original, value)
+        """Replace a function or class under every name that a loaded module has for it, with the next :meth:`apply`.
+
+        ``from x import y`` makes such names.
+        """
+        self._pending.append((original, value))
+
+    def apply(self) -> None:
+        """Replace what is to be replaced everywhere: in one walk over all modules, which takes milliseconds where there are thousands."""
+        _rename(self._pending)
+        self._everywhere += self._pending
+        self._pending = []
 
     def restore(self) -> None:
         """Put everything back. What somebody else has replaced since then is left to them."""
@@ -41,20 +50,23 @@ class Patches:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
-        for original, value in reversed(self._everywhere):
-            _rename(value, original)
+        _rename([(value, original) for original, value in self._everywhere])
         self._attributes.clear()
         self._everywhere.clear()
 
 
-def _rename(before: Any, after: Any) -> None:
+def _rename(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Give what is called ``before`` in any module's names the value ``after``."""
+    table = {id(before): after for before, after in pairs}
+    if not table:
+        return
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith(_OURS) or not isinstance(module, ModuleType):
             continue
         names = vars(module)
-        for name in [name for name, value in list(names.items()) if value is before]:
+        for name in [name for name, value in list(names.items()) if id(value) in table]:
             with suppress(AttributeError, TypeError):
-                setattr(module, name, after)
+                setattr(module, name, table[id(names[name])])
 
 
 Install = Callable[[ModuleType, Patches], None]
@@ -81,6 +93,7 @@ class ImportWatch:
             if _is_being_imported(module):
                 module = import_module(name)  # waits for the thread that is at it
             self._install(module)
+        self._patches.apply()
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -113,6 +126,7 @@ class ImportWatch:
             execute(module)
             if self in sys.meta_path:
                 self._install(module)
+                self._patches.apply()
 
         loader.exec_module = exec_module
 
