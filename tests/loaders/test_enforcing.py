@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 import bitward
 import checkpoints
+from bitward.loaders.policy import current_gate
 from bitward_agent.errors import InputError
 from cli.command_line import environment
 from loaders.conftest import Model
@@ -168,6 +170,36 @@ def test_contexts_that_overlap_in_threads(damaged: Path) -> None:
     assert safetensors.safe_open is real
 
 
+def test_contexts_that_end_in_another_order_than_they_began(damaged: Path) -> None:
+    real = safetensors.safe_open
+    first, second = bitward.enforce("enforce"), bitward.enforce("warn")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.warns(bitward.ModelWarning), safetensors.safe_open(damaged, framework="pt") as file:
+        file.get_tensors()
+    second.__exit__(None, None, None)
+    assert safetensors.safe_open is real
+    assert current_gate() is None
+
+
+def test_a_task_that_outlives_its_context(damaged: Path) -> None:
+    async def load() -> None:
+        await asyncio.sleep(0)
+        with safetensors.safe_open(damaged, framework="pt") as file:
+            file.get_tensors()
+
+    async def main() -> None:
+        with bitward.enforce():
+            within = asyncio.create_task(load())
+            with pytest.raises(bitward.DamagedModelError):
+                await within
+            late = asyncio.create_task(load())
+        await late
+
+    asyncio.run(main())
+
+
 def test_many_threads_read_one_file(small_checkpoint: Path) -> None:
     assert bitward.protect(small_checkpoint).exit_code == 0
     right = bitward.load_safetensors(small_checkpoint)
@@ -175,8 +207,8 @@ def test_many_threads_read_one_file(small_checkpoint: Path) -> None:
         found: list[bool] = []
 
         def read() -> None:
-            for name in ("model.mask", "model.rotary"):
-                found.append(torch.equal(file.get_tensor(name).view(torch.uint8), right[name].view(torch.uint8)))
+            names = ("model.mask", "model.rotary")
+            found.extend(torch.equal(file.get_tensor(name).view(torch.uint8), right[name].view(torch.uint8)) for name in names)
 
         threads = [threading.Thread(target=read) for _ in range(8)]
         for thread in threads:

@@ -9,6 +9,7 @@ from types import ModuleType, TracebackType
 
 from bitward.loaders.patching import ImportWatch, Install, Patches
 from bitward.loaders.policy import Gate, Policy, lift, policy_of, put_in_force, put_in_force_everywhere
+from bitward.loaders.refusals import UnverifiableModelError
 from bitward.targets import PathLike, folder_of
 from bitward_agent.errors import InputError
 
@@ -52,7 +53,11 @@ _watch: ImportWatch | None = None
 
 def _installer(hook: str) -> Install:
     def install(module: ModuleType, patches: Patches) -> None:
-        import_module(f"bitward.loaders.hooks.{hook}").install(module, patches)
+        try:
+            import_module(f"bitward.loaders.hooks.{hook}").install(module, patches)
+        except AttributeError as error:
+            told = f"this version of {module.__name__} has no place for the gate's hook ({error}): put bitward.enforce('off') around it"
+            raise UnverifiableModelError(str(module.__file__), told) from error
 
     return install
 
@@ -63,7 +68,11 @@ def _put_in() -> None:
         _count += 1
         if _count == 1:
             _watch = ImportWatch({name: (_installer(hook),) for name, hook in HOOKS.items()}, _patches)
-            _watch.start()
+            try:
+                _watch.start()
+            except BaseException:
+                _take_out()
+                raise
 
 
 def _take_out() -> None:
@@ -82,19 +91,18 @@ class Enforcement:
     def __init__(self, policy: str, sidecar_dir: PathLike | None = None) -> None:
         """Raises InputError: no policy is called so."""
         self.gate = Gate(policy_of(policy), folder_of(sidecar_dir))
-        self._before: Gate | None = None
-        self._state = "new"
+        self._was_entered = False
 
     def __enter__(self) -> Gate:
-        if self._state != "new":
+        if self._was_entered:
             raise InputError("a context of bitward.enforce is entered once: make another")
-        self._state = "entered"
+        self._was_entered = True
         _put_in()
-        self._before = put_in_force(self.gate)
+        put_in_force(self.gate)
         return self.gate
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        lift(self.gate, self._before)
+        lift(self.gate)
         _take_out()
 
 

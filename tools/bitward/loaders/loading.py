@@ -9,7 +9,7 @@ from typing import Any
 
 from bitward.loaders.gated import charge_of, open_gated
 from bitward.loaders.policy import Gate, Policy, gated_off, policy_of
-from bitward.loaders.safetensors_file import VerifiedFile
+from bitward.loaders.safetensors_file import NoSafetensorsError, VerifiedFile
 from bitward.loaders.sealed import SealedFolder, copy_into
 from bitward.loaders.tensors import FRAMEWORKS
 from bitward.targets import PathLike, folder_of
@@ -37,7 +37,12 @@ def open_safetensors(path: PathLike, framework: str, device: Any, gate: Gate, lo
         raise InputError(f"framework {framework!r}: verified tensors come as 'pt' or 'np'")
     charge = charge_of(gate, os.fspath(path), loader)
     gated = open_gated(charge)
-    return None if gated is None else VerifiedFile(gated, charge, known, device)
+    if gated is None:
+        return None
+    try:
+        return VerifiedFile(gated, charge, known, device)
+    except NoSafetensorsError:
+        return None
 
 
 @contextlib.contextmanager
@@ -54,7 +59,12 @@ def verified_path(path: str, gate: Gate, loader: str) -> Iterator[str]:
     if gated is None:
         yield path
         return
-    with SealedFolder() as folder:
+    try:
+        folder = SealedFolder()
+    except BaseException:
+        gated.close()
+        raise
+    with folder:
         yield copy_into(folder, [(path, gated)])[0]
 
 

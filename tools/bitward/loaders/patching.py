@@ -22,6 +22,7 @@ class Patches:
         self._attributes: list[tuple[Any, str, Any, Any]] = []
         self._everywhere: list[tuple[Any, Any]] = []
         self._pending: list[tuple[Any, Any]] = []
+        self._lock = threading.RLock()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Replace an attribute of a class or module."""
@@ -37,22 +38,25 @@ class Patches:
 
     def apply(self) -> None:
         """Replace what is to be replaced everywhere: in one walk over all modules, which takes milliseconds where there are thousands."""
-        _rename(self._pending)
-        self._everywhere += self._pending
-        self._pending = []
+        with self._lock:
+            pairs, self._pending = self._pending, []
+            self._everywhere += pairs
+            _rename(pairs)
 
     def restore(self) -> None:
         """Put everything back. What somebody else has replaced since then is left to them."""
-        for owner, name, before, value in reversed(self._attributes):
-            if vars(owner).get(name) is not value:
-                continue
-            if before is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-        _rename([(value, original) for original, value in self._everywhere])
-        self._attributes.clear()
-        self._everywhere.clear()
+        with self._lock:
+            for owner, name, before, value in reversed(self._attributes):
+                if vars(owner).get(name) is not value:
+                    continue
+                if before is _ABSENT:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, before)
+            _rename([(value, original) for original, value in self._everywhere])
+            self._attributes.clear()
+            self._everywhere.clear()
+            self._pending.clear()
 
 
 def _rename(pairs: Sequence[tuple[Any, Any]]) -> None:

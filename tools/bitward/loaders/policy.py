@@ -55,6 +55,8 @@ class Gate:
 
     def __init__(self, policy: Policy, sidecar_dir: str | None = None) -> None:
         self.policy, self.sidecar_dir = policy, sidecar_dir
+        self.before: Gate | None = None
+        self.is_lifted = False
         self._lock = threading.Lock()
         self._verified: dict[str, int] = {}
         self._findings: list[Finding] = []
@@ -92,22 +94,23 @@ _lock = threading.Lock()
 def current_gate() -> Gate | None:
     """The innermost gate of this thread or task. Where it has none: the strictest that is in force anywhere in the process, or None.
 
-    So the threads that a loader starts are bound as well.
+    So the threads that a loader starts are bound as well. A task may outlive the gate that it was started in: then the outer one counts.
     """
     own = _own.get()
+    while own is not None and own.is_lifted:
+        own = own.before
     if own is not None:
         return own
     with _lock:
         return max(_in_force, key=lambda gate: gate.policy.strictness, default=None)
 
 
-def put_in_force(gate: Gate) -> Gate | None:
-    """Make a gate the innermost of this context; returns the one before it, for :func:`lift`."""
+def put_in_force(gate: Gate) -> None:
+    """Make a gate the innermost of this context."""
     with _lock:
         _in_force.append(gate)
-    before = _own.get()
+    gate.before = _own.get()
     _own.set(gate)
-    return before
 
 
 def put_in_force_everywhere(gate: Gate) -> None:
@@ -116,13 +119,14 @@ def put_in_force_everywhere(gate: Gate) -> None:
         _in_force.append(gate)
 
 
-def lift(gate: Gate, before: Gate | None = None) -> None:
-    """End a gate."""
+def lift(gate: Gate) -> None:
+    """End a gate, wherever it is."""
+    gate.is_lifted = True
     with _lock:
         if gate in _in_force:
             _in_force.remove(gate)
     if _own.get() is gate:
-        _own.set(before)
+        _own.set(gate.before)
 
 
 @contextmanager

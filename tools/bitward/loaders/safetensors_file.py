@@ -36,6 +36,10 @@ def safetensors_error(message: str) -> Exception:
     return error
 
 
+class NoSafetensorsError(Exception):
+    """The header cannot be understood, and the policy leaves it to the real library to say so."""
+
+
 class VerifiedFile:
     """What ``safe_open`` gives: names, metadata, tensors and slices of one file. A context manager; safe to use from several threads.
 
@@ -43,7 +47,7 @@ class VerifiedFile:
     """
 
     def __init__(self, gated: GatedFile, charge: Charge, framework: str, device: Any) -> None:
-        """``gated`` is closed with it, or when this fails. ``framework``: pt or np."""
+        """``gated`` is closed with it, or when this fails. ``framework``: pt or np. Raises LoadRefusedError, NoSafetensorsError."""
         self._gated: GatedFile | None = gated
         try:
             self._build: Build = builder(framework, device)
@@ -51,8 +55,8 @@ class VerifiedFile:
             try:
                 layout = reader.read_layout(view)
             except CheckpointError as error:
-                charge.unverifiable(f"what was protected is no safetensors file: {error}")
-                raise safetensors_error(str(error)) from error
+                charge.unverifiable(f"is no safetensors file: {error}")
+                raise NoSafetensorsError(str(error)) from error
             self._spans = {span.name: span for span in layout.spans if span.role is Role.TENSOR}
             header = json.loads(self._fetch(reader.LENGTH_BYTES, layout.spans[0].length - reader.LENGTH_BYTES))
             self._metadata: dict[str, str] | None = header.get(reader.METADATA_KEY)
