@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 import bitward
 from conftest import real_weights
+from loaders.loading import Loader, loader_process
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,19 @@ class Model:
     path: Path
     damaged: Path
     offset: int
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hub cache that ``process`` looks into."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="session")
+def process(hub: Path) -> Iterator[Loader]:
+    """One process that loads with all libraries, one after the other: importing them takes longer than loading."""
+    with loader_process(HF_HUB_CACHE=str(hub)) as loader:
+        yield loader
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loaders.conftest import Model
-from loaders.loading import Loader, flip, loader_process
+from loaders.loading import Loader, flip
 
 LOADERS = (
     "safetensors.torch",
@@ -22,13 +22,6 @@ LOADERS = (
     "onnxruntime external",
     "transformers",
 )
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Loader]:
-    """One process that loads with all of them, one after the other."""
-    with loader_process() as loader:
-        yield loader
 
 
 @pytest.mark.parametrize("name", LOADERS)

@@ -18,7 +18,7 @@ import torch
 
 import bitward
 import checkpoints
-from loaders.loading import flip, loader_process
+from loaders.loading import Loader, flip
 from lost_blocks import LostBlocks, made_checkpoint
 
 BEYOND_NUMPY = ("BF16", "F8_E4M3", "F8_E5M2")
@@ -253,9 +253,9 @@ def test_a_header_that_was_damaged_beyond_reading_is_left_to_the_real_library_by
         assert len(bitward.load_safetensors(zoo, policy="heal")) == 12
 
 
-def test_a_hub_cache_is_verified_by_the_sidecars_of_its_blobs(shards: Path, tmp_path: Path) -> None:
+def test_a_hub_cache_is_verified_by_the_sidecars_of_its_blobs(process: Loader, shards: Path, hub: Path) -> None:
     """As ``huggingface_hub`` lays it down: a snapshot of links to blobs whose names have no suffix."""
-    repository = tmp_path / "models--acme--tiny"
+    repository = hub / "models--acme--tiny"
     blobs, snapshot = repository / "blobs", repository / "snapshots" / ("c" * 40)
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -265,9 +265,8 @@ def test_a_hub_cache_is_verified_by_the_sidecars_of_its_blobs(shards: Path, tmp_
         blob = shutil.copy(file, blobs / hashlib.sha256(file.read_bytes()).hexdigest())
         (snapshot / file.name).symlink_to(f"../../blobs/{Path(blob).name}")
     assert bitward.protect(snapshot, first_sight=False).exit_code == 0
-    with loader_process(HF_HUB_CACHE=str(tmp_path)) as process:
-        right = process.load("transformers", "acme/tiny").loaded
-        assert process.load("transformers", "acme/tiny", "enforce").loaded == right != ""
-        flip((snapshot / "model-00002-of-00003.safetensors").resolve(), 1 << 20)
-        assert process.load("transformers", "acme/tiny", "enforce").error == "DamagedModelError"
-        assert process.load("transformers", "acme/tiny", "heal").loaded == right
+    right = process.load("transformers", "acme/tiny").loaded
+    assert process.load("transformers", "acme/tiny", "enforce").loaded == right != ""
+    flip((snapshot / "model-00002-of-00003.safetensors").resolve(), 1 << 20)
+    assert process.load("transformers", "acme/tiny", "enforce").error == "DamagedModelError"
+    assert process.load("transformers", "acme/tiny", "heal").loaded == right

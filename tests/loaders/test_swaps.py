@@ -18,7 +18,7 @@ import pytest
 
 import bitward
 from loaders.conftest import Model
-from loaders.loading import Loader, flip, loader_process
+from loaders.loading import Loader, flip
 
 ROUNDS = 4
 
@@ -54,12 +54,6 @@ def at_work(script: str, *arguments: object) -> Iterator[None]:
     finally:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Loader]:
-    with loader_process() as loader:
-        yield loader
 
 
 def damaged_twin(model: Model) -> tuple[Path, Path]:
