@@ -71,7 +71,11 @@ class CheckedFile:
         """The range of the whole blocks that hold the bytes from ``low`` to ``high`` of what was protected."""
         if low >= high:
             return low, low
-        return self.table.at_offset(low).offset, self.table.at_offset(high - 1).end
+        spans = self.table.layout.spans
+        first, last = spans[self.table.span_index_at(low)], spans[self.table.span_index_at(high - 1)]
+        before = (low - first.offset) % first.kind.block_bytes
+        blocks = (high - 1 - last.offset) // last.kind.block_bytes + 1
+        return low - before, min(last.end, last.offset + blocks * last.kind.block_bytes)
 
     def read_into(self, view: memoryview, low: int, *, jobs: int | None = None) -> ScanResult:
         """Fill ``view`` with the whole blocks that begin at ``low`` and name those that are not what was protected.

@@ -177,7 +177,7 @@ class GatedFile:
         self._fill(view, low)
 
     def _fill(self, view: memoryview, start: int) -> None:
-        jobs = max(1, min(default_jobs(), len(view) // THREAD_BYTES))
+        jobs = 1 if len(view) < 2 * THREAD_BYTES else min(default_jobs(), len(view) // THREAD_BYTES)
         result = self.checked.read_into(view, start, jobs=jobs)
         right = len(view)
         if result.bad_blocks:
