@@ -78,17 +78,44 @@ def default_jobs() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
+def chunks_between(table: BlockTable, low: int, high: int) -> Iterator[list[Segment]]:
+    """As :func:`chunks`, for the blocks from ``low`` to ``high``, where a block starts and one ends. No other span is looked at."""
+    span_index = table.span_index_at(low) if low < high else 0
+    while low < high:
+        span = table.layout.spans[span_index]
+        block_bytes = span.kind.block_bytes
+        at_once = max(1, CHUNK_BYTES // block_bytes)
+        end = min(high, span.end)
+        first = (low - span.offset) // block_bytes
+        count = -(-(end - low) // block_bytes)
+        for index in range(first, first + count, at_once):
+            yield [Segment(span, table.first_numbers[span_index] + index, index, min(at_once, first + count - index))]
+        low = max(low, end)
+        span_index += 1
+
+
+Place = Callable[[int, int], memoryview]
+"""(start, end) of a range of the file -> where its bytes are read to."""
+
+
 class _Scanner:
-    def __init__(self, file: OpenFile, sidecar: Sidecar, progress: ProgressSink | None, wanted: Callable[[Span], bool] | None) -> None:
-        self.file, self.sidecar, self.progress = file, sidecar, progress
+    def __init__(
+        self,
+        file: OpenFile,
+        sidecar: Sidecar,
+        pending: Iterator[list[Segment]],
+        total_bytes: int,
+        progress: ProgressSink | None = None,
+        place: Place | None = None,
+    ) -> None:
+        self.file, self.sidecar, self.pending, self.total_bytes, self.progress = file, sidecar, pending, total_bytes, progress
+        self.place = place
         self.run_leaves = run_leaves(sidecar.superblock.leaf_hash)
-        self.pending = chunks(sidecar.plan.table, wanted)
         self.lock = threading.Lock()
         self.bad: list[int] = []
         self.unreadable: list[Range] = []
         self.scanned_bytes = 0
         self.error: BaseException | None = None
-        self.total_bytes = sum(span.length for span in sidecar.layout.spans if wanted is None or wanted(span))
 
     def _next(self) -> list[Segment] | None:
         with self.lock:
@@ -96,11 +123,11 @@ class _Scanner:
 
     def work(self) -> None:
         """One reader: take chunks until none is left."""
-        buffer = memoryview(bytearray(CHUNK_BYTES))
+        buffer = memoryview(b"" if self.place else bytearray(CHUNK_BYTES))
         try:
             while (segments := self._next()) is not None:
                 start, end = segments[0].offset, segments[-1].end
-                view = buffer[: end - start]
+                view = self.place(start, end) if self.place else buffer[: end - start]
                 lost = self.file.read_into(view, start)
                 bad = list(self._bad_blocks(segments, view, start, lost))
                 with self.lock:
@@ -141,7 +168,41 @@ def scan(
     Raises:
         UnreadableError: the file cannot be read for a reason other than bad sectors.
     """
-    scanner = _Scanner(file, sidecar, progress, wanted)
+    total_bytes = sum(span.length for span in sidecar.layout.spans if wanted is None or wanted(span))
+    return _run(_Scanner(file, sidecar, chunks(sidecar.plan.table, wanted), total_bytes, progress), jobs)
+
+
+def scan_into(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview, *, jobs: int | None = None) -> ScanResult:
+    """Read blocks into the caller's memory and hash them *there*: what is not named as bad is what its leaf vouches for, whoever
+    writes to the file meanwhile.
+
+    Args:
+        low: where a block starts; one ends at ``low + len(view)``.
+
+    Raises:
+        UnreadableError: the file cannot be read for a reason other than bad sectors.
+    """
+    if jobs == 1 and _all_right(file, sidecar, low, view):
+        return ScanResult((), (), len(view))
+    pending = chunks_between(sidecar.plan.table, low, low + len(view))
+    return _run(_Scanner(file, sidecar, pending, len(view), place=lambda start, end: view[start - low : end - low]), jobs)
+
+
+def _all_right(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview) -> bool:
+    """As :func:`scan_into` on this thread, without what several need: most tensors are small. What is wrong is read again, and named."""
+    run, size, leaves = run_leaves(sidecar.superblock.leaf_hash), sidecar.leaf_bytes, sidecar.leaves
+    for (segment,) in chunks_between(sidecar.plan.table, low, low + len(view)):
+        start = segment.offset
+        part = view[start - low : segment.end - low]
+        if file.read_into(part, start):
+            return False
+        found = run(part, segment.first, segment.span.kind.block_bytes)
+        if found != leaves[segment.number * size : (segment.number + segment.count) * size]:
+            return False
+    return True
+
+
+def _run(scanner: _Scanner, jobs: int | None) -> ScanResult:
     count = min(jobs or default_jobs(), max(1, scanner.total_bytes // CHUNK_BYTES))
     threads = [threading.Thread(target=scanner.work, name=f"bitward-scan-{index}") for index in range(count - 1)]
     for thread in threads:

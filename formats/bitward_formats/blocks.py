@@ -64,9 +64,13 @@ class BlockTable:
 
     def at_offset(self, offset: int) -> Block:
         """The block that holds a byte of the file."""
+        span_index = self.span_index_at(offset)
+        span = self.layout.spans[span_index]
+        return self.of_span(span_index, (offset - span.offset) // span.kind.block_bytes)
+
+    def span_index_at(self, offset: int) -> int:
+        """Which span of the layout holds a byte of the file."""
         if not 0 <= offset < self.layout.file_bytes:
             raise IndexError(offset)
         # Empty spans share their offset with the next span: bisect_right lands on the last one, which holds the byte.
-        span_index = bisect_right(self._offsets, offset) - 1
-        span = self.layout.spans[span_index]
-        return self.of_span(span_index, (offset - span.offset) // span.kind.block_bytes)
+        return bisect_right(self._offsets, offset) - 1

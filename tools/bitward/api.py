@@ -26,6 +26,7 @@ from bitward_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from bitward.guarding import Guard
+    from bitward.loaders.enforcing import Enforcement
     from bitward_agent.inspection import InspectReport
 
 
@@ -191,6 +192,71 @@ def guard(
         sidecar_dir=folder_of(sidecar_dir),
         bytes_per_second=bytes_per_second,
     )
+
+
+def load_safetensors(
+    path: PathLike, framework: str = "pt", device: Any = "cpu", *, policy: str = "enforce", sidecar_dir: PathLike | None = None
+) -> dict[str, Any]:
+    """All tensors of a protected safetensors file, on memory that was hashed after it was read: exactly what was protected.
+
+    Args:
+        framework: ``"pt"`` for PyTorch, ``"np"`` for NumPy.
+        device: as for ``safetensors``; the bytes are verified in main memory and then copied there.
+        policy: ``"enforce"``: what is not intact, or has no sidecar, is refused; ``"heal"``: damage is put right, in memory and in the
+            file; ``"warn"``: it is told (``ModelWarning``) and loaded.
+
+    Raises:
+        DamagedModelError, ChangedModelError, UnverifiableModelError: it is refused; each is a :class:`LoadRefusedError`.
+        FileNotFoundError: no such file.
+        InputError: a framework or policy that is not known.
+    """
+    from bitward.loaders.loading import load_safetensors as load
+
+    return load(path, framework, device, policy=policy, sidecar_dir=sidecar_dir)
+
+
+def safe_open(
+    path: PathLike, framework: str = "pt", device: Any = "cpu", *, policy: str = "enforce", sidecar_dir: PathLike | None = None
+) -> Any:
+    """As ``safetensors.safe_open``, with the same interface: only the blocks of the tensors that are asked for are read, and verified.
+
+    Arguments and errors are those of :func:`load_safetensors`; ``get_tensor``, ``get_tensors`` and slices raise them too.
+    """
+    from bitward.loaders.loading import safe_open as opened
+
+    return opened(path, framework, device, policy=policy, sidecar_dir=sidecar_dir)
+
+
+def torch_load(path: PathLike, *args: Any, policy: str = "enforce", sidecar_dir: PathLike | None = None, **options: Any) -> Any:
+    """As ``torch.load``, of a sealed copy of the file in memory that was verified as a whole before.
+
+    ``args`` and ``options`` go to ``torch.load`` as they are; ``weights_only`` keeps its default. With ``mmap=True`` the tensors lie in
+    the sealed copy, which then takes no memory besides. ``policy`` and errors are those of :func:`load_safetensors`.
+    """
+    from bitward.loaders.loading import torch_load as load
+
+    return load(path, *args, policy=policy, sidecar_dir=sidecar_dir, **options)
+
+
+def enforce(policy: str = "enforce", *, sidecar_dir: PathLike | None = None) -> Enforcement:
+    """A context in which the loaders of this process hand out nothing that was not verified: see ``docs/python-gates.md``.
+
+    Hooks are put under ``safetensors``, ``torch.load``, ``transformers``, ``onnxruntime``, ``gguf`` and ``llama_cpp``, as far as they are
+    imported, or as soon as they are. Contexts nest, and the innermost counts; threads that have none are bound by the strictest.
+
+    Args:
+        policy: ``off``, ``warn``, ``heal`` or ``enforce``.
+        sidecar_dir: where sidecars are, if not beside the files.
+
+    Returns:
+        A context manager that gives a gate with ``verified`` (bytes by file) and ``findings``.
+
+    Raises:
+        InputError: no policy is called so.
+    """
+    from bitward.loaders.enforcing import Enforcement
+
+    return Enforcement(policy, sidecar_dir)
 
 
 def inspect(*paths: PathLike) -> InspectReport:

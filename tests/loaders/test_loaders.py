@@ -1,0 +1,72 @@
+"""Each gate against the real loader in a real process: intact, one bit flipped, without evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loaders.conftest import Model
+from loaders.loading import Loader, flip
+
+LOADERS = (
+    "safetensors.torch",
+    "safetensors.numpy",
+    "safe_open",
+    "torch",
+    "torch mmap",
+    "torch file",
+    "gguf",
+    "onnxruntime",
+    "onnxruntime external",
+    "transformers",
+)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_intact_loads_and_a_flipped_bit_is_stopped_told_and_healed(
+    process: Loader, model_of: Callable[[str], Model], name: str
+) -> None:
+    model, loader = model_of(name), name.removesuffix(" external")
+    right = model.damaged.read_bytes()
+    plain = process.load(loader, model.path)
+    assert plain.loaded
+
+    intact = process.load(loader, model.path, "enforce")
+    assert (intact.loaded, intact.told) == (plain.loaded, ())
+    assert intact.verified >= len(right)
+
+    flip(model.damaged, model.offset)
+    stopped = process.load(loader, model.path, "enforce")
+    assert stopped.error == "DamagedModelError", stopped
+    assert str(model.damaged) in stopped.message
+    assert "bitward repair" in stopped.message
+    assert not stopped.loaded
+
+    told = process.load(loader, model.path, "warn")
+    assert told.loaded
+    assert any("is not what was protected" in one and str(model.damaged) in one for one in told.told)
+    if loader != "onnxruntime":  # whose outputs are compared, not its weights
+        assert told.loaded == process.load(loader, model.path).loaded != plain.loaded
+
+    healed = process.load(loader, model.path, "heal")
+    assert healed.loaded == plain.loaded
+    assert [one for one in healed.told if "put back from parity, in the file too" in one]
+    assert model.damaged.read_bytes() == right
+    assert process.load(loader, model.path, "enforce").loaded == plain.loaded
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_missing_evidence_fails_in_enforce_and_is_told_else(process: Loader, model_of: Callable[[str], Model], name: str) -> None:
+    model, loader = model_of(name), name.removesuffix(" external")
+    Path(f"{model.damaged}.ward").unlink()
+    stopped = process.load(loader, model.path, "enforce")
+    assert stopped.error == "UnverifiableModelError", stopped
+    assert "bitward protect" in stopped.message
+    plain = process.load(loader, model.path)
+    for policy in ("warn", "heal"):
+        found = process.load(loader, model.path, policy)
+        assert found.loaded == plain.loaded
+        assert any("no sidecar vouches for it" in one for one in found.told)
+    assert process.load(loader, model.path, "off") == plain

@@ -1,0 +1,94 @@
+"""Under ONNX Runtime: ``InferenceSession``, which takes a model as bytes, and its external data as buffers (its Python API's reference)."""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+from typing import Any
+
+from bitward.loaders.gated import Charge, charge_of, open_gated
+from bitward.loaders.patching import Patches
+from bitward.loaders.policy import Gate, Policy, current_gate
+from bitward_formats.errors import CheckpointError
+from bitward_formats.readers.onnxgraph import find_tensors
+from bitward_formats.readers.protowalk import Walker
+
+_LOADER = "onnxruntime.InferenceSession"
+EXTERNAL_FILES_LIMIT = 1024
+"""Most files of external data that one model may name."""
+
+
+def install(module: ModuleType, patches: Patches) -> None:
+    """Replace the class's ``__init__``."""
+    original = module.InferenceSession.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, path_or_bytes: Any, sess_options: Any = None, *args: Any, **options: Any) -> None:
+        gate = current_gate()
+        if gate is None or gate.policy is Policy.OFF or not isinstance(path_or_bytes, (str, os.PathLike)):
+            original(self, path_or_bytes, sess_options, *args, **options)
+            return
+        name = os.fspath(path_or_bytes)
+        charge = charge_of(gate, name, _LOADER)
+        model = _whole(charge)
+        if model is None:
+            original(self, path_or_bytes, sess_options, *args, **options)
+            return
+        external = {} if name.endswith(".ort") else _external(charge, model)
+        if external is None:  # told; a model and its data are loaded both verified or both as they are
+            original(self, path_or_bytes, sess_options, *args, **options)
+            return
+        if external:
+            sess_options = sess_options if sess_options is not None else module.C.SessionOptions()
+            sizes = [len(data) for data in external.values()]
+            sess_options.add_external_initializers_from_files_in_memory(list(external), list(external.values()), sizes)
+        original(self, model, sess_options, *args, **options)
+        self._bitward_external = external  # a session that changes its providers is made anew from the same buffers
+
+    patches.set(module.InferenceSession, "__init__", init)
+
+
+def _whole(charge: Charge) -> bytes | None:
+    """A file's verified bytes, or None where the policy lets it be loaded as it is."""
+    gated = open_gated(charge)
+    if gated is None:
+        return None
+    try:
+        return gated.read(0, gated.size).tobytes()
+    finally:
+        gated.close()
+
+
+def _external(charge: Charge, model: bytes) -> dict[str, bytes] | None:
+    """The files that a model names as its external data, verified, by the names that it uses; None where the policy lets one be as it is.
+
+    Raises:
+        LoadRefusedError: one of them is not right, lies outside the model's folder, or the model cannot be understood.
+    """
+    walker = Walker(lambda offset, length: model[offset : offset + length], len(model))
+    try:
+        found = find_tensors(walker, only_external=True)
+    except CheckpointError as error:
+        charge.unverifiable(f"which files it needs cannot be told: {error}")
+        return None
+    names = sorted({named.tensor.external.location for named in found if named.tensor.external is not None})
+    if len(names) > EXTERNAL_FILES_LIMIT:
+        charge.unverifiable(f"names {len(names)} files of external data; the most is {EXTERNAL_FILES_LIMIT}")
+        return None
+    folder = os.path.dirname(os.path.abspath(charge.shown))
+    data: dict[str, bytes] = {}
+    for name in names:
+        part = _beside(charge, charge.gate, folder, name)
+        if part is None:
+            return None
+        data[name] = part
+    return data
+
+
+def _beside(charge: Charge, gate: Gate, folder: str, name: str) -> bytes | None:
+    path = os.path.normpath(os.path.join(folder, name))
+    if os.path.isabs(name) or not path.startswith(folder.rstrip("/") + "/") or "\0" in name:
+        charge.unverifiable(f"names a file outside its folder as external data: {name!r}")
+        return None
+    return _whole(charge_of(gate, path, _LOADER))
