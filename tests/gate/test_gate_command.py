@@ -111,6 +111,34 @@ def test_no_evidence_is_a_failure_unless_it_is_allowed(tmp_path: Path, model: Pa
     assert load(tmp_path, model, "--allow-unprotected").code == 1  # what has a sidecar is held to it
 
 
+@pytest.mark.parametrize("what", ["gone", "no file", "no permission"])
+def test_what_cannot_be_read_is_not_merely_unprotected(tmp_path: Path, model: Path, what: str) -> None:
+    Path(f"{model}.ward").unlink()
+    assert run(tmp_path, "--allow-unprotected", model).code == 0
+    model.unlink()
+    if what == "no file":
+        os.mkfifo(model)
+    elif what == "no permission":
+        model.symlink_to(model)  # which root may not open either
+    assert run(tmp_path, "--allow-unprotected", model).code in (2, 3)
+
+
+def test_a_sidecar_that_vanished_from_a_protected_directory(tmp_path: Path, model: Path) -> None:
+    """Its index knows that there was one: what is not required to have one is then as unverifiable as weights are."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    shutil.copy(model, folder)
+    notes = folder / "notes.md"
+    notes.write_text("which data it was trained on\n" * 100)
+    assert bitward.protect(folder).exit_code == 0
+    assert run(tmp_path, folder).code == 0
+    Path(f"{notes}.ward").unlink()
+    for options in ((), ("--allow-unprotected",)):
+        done = run(tmp_path, *options, folder)
+        assert done.code == 3, done
+        assert "notes.md" in done.out
+
+
 def test_a_gone_file_is_damage(tmp_path: Path, model: Path) -> None:
     model.unlink()
     assert run(tmp_path, "--", "cat", model).code == 4

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from bitward.targets import VERDICT_OF_CODE, PathLike
-from bitward_agent.errors import InputError
+from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import ExitCode, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.gate.check import check_file
 from bitward_agent.gate.facts import DEFAULT_MAX_AGE_SECONDS, Evidence, GateVerdict, Policy
 from bitward_agent.gate.named_models import ModelFile, files_of, named_models
-from bitward_agent.io import resolve
+from bitward_agent.io import OpenFile, resolve
 from bitward_formats.frozen import dataclass
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
@@ -68,8 +68,8 @@ def gate(paths: Sequence[PathLike], command: Sequence[str], request: GateRequest
     files = {file.path: file for path in models for file in files_of(path, where)}
     checked = [_checked(file, request) for file in files.values()]
     found = [(file, verdict) for file, verdict in zip(files.values(), checked, strict=True) if verdict is not None]
-    passing = [verdict for file, verdict in found if _passes(file, verdict, request)]
-    codes = [verdict.exit_code for _, verdict in found if verdict not in passing]
+    does_pass = [_passes(file, verdict, request) for file, verdict in found]
+    codes = [verdict.exit_code for (_, verdict), passes in zip(found, does_pass, strict=True) if not passes]
     message = ""
     if not found and not (command and request.allow_unprotected):
         codes, message = [ExitCode.CANNOT_TELL], "no model with a sidecar was named: put its path before '--'"
@@ -84,15 +84,15 @@ def gate(paths: Sequence[PathLike], command: Sequence[str], request: GateRequest
         verdicts,
         tuple(command),
         bool(command) and (code == ExitCode.OK or request.policy is Policy.WARN),
-        sum(verdict.exit_code != ExitCode.OK for verdict in passing),
+        sum(verdict.exit_code != ExitCode.OK for (_, verdict), passes in zip(found, does_pass, strict=True) if passes),
         message,
         code,
     )
 
 
 def _checked(file: ModelFile, request: GateRequest) -> GateVerdict | None:
-    """The verdict on one file; ``None`` for one that has no sidecar and needs none."""
-    if not file.required and not os.path.lexists(file.sidecar):
+    """The verdict on one file; ``None`` for one that has no sidecar, needs none, and had none when its directory was protected."""
+    if not file.required and not file.indexed_root and not os.path.lexists(file.sidecar):
         return None
     if file.gone:
         there = os.path.lexists(file.sidecar)
@@ -117,7 +117,18 @@ def _checked(file: ModelFile, request: GateRequest) -> GateVerdict | None:
 def _passes(file: ModelFile, verdict: GateVerdict, request: GateRequest) -> bool:
     if verdict.verdict is Verdict.INTACT:
         return True
-    return request.allow_unprotected and not os.path.lexists(file.sidecar) and verdict.verdict is Verdict.UNVERIFIABLE
+    if not request.allow_unprotected or file.indexed_root or os.path.lexists(file.sidecar) or verdict.verdict is not Verdict.UNVERIFIABLE:
+        return False
+    return _can_be_read(file.path)
+
+
+def _can_be_read(path: str) -> bool:
+    """Whether a file without a sidecar is one at least: a model that is gone, or that nobody can load, is no model that may pass."""
+    try:
+        OpenFile(path).close()
+    except BitwardError:
+        return False
+    return True
 
 
 def run(command: Sequence[str], flush: Callable[[], object]) -> int:
