@@ -21,7 +21,8 @@ from bitward.report.names import printable
 from bitward_agent.checked_file import CheckedFile
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import Verdict
-from bitward_agent.io import Range, resolve
+from bitward_agent.gate.check import MODIFIED_TOLD
+from bitward_agent.io import Range, journal_path, resolve
 from bitward_agent.scan import default_jobs
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
@@ -217,6 +218,8 @@ class GatedFile:
     def _heal_on_disk(self) -> str:
         """Repair the file itself, with its journal, if that may be; returns why not, or "". Notes if parity was not enough.
 
+        What was modified since it was protected may be somebody's work: that only a person has taken back, by ``bitward repair``.
+
         Raises:
             ChangedModelError: it is no damage, somebody rewrote it.
         """
@@ -226,13 +229,19 @@ class GatedFile:
         with self._lock:
             if not self.checked.file.is_still_named():
                 return "another file has taken its place"
-            if (why := may_write(self.checked.pair)) or not self._repairs_left:
+            pair = self.checked.pair
+            pair.state = self.checked.file.state()
+            is_modified = pair.modified and not os.path.lexists(journal_path(pair.ward.path))  # by a repair that did not end, then
+            if (why := may_write(pair)) or not self._repairs_left:
                 return why or "it is damaged again and again"
             self._repairs_left -= 1
-            done = repair_file(self.path, self.checked.ward.path, RepairRequest(now_ns=time.time_ns()))
+            request = RepairRequest(now_ns=time.time_ns(), dry_run=is_modified, only_unmodified=not is_modified)
+            done = repair_file(self.path, self.checked.ward.path, request)
         if done.verdict is Verdict.CHANGED:
             message = f"{done.message or 'rewritten since it was protected'}: if that was meant, protect it again"
             self._charge.refuse(ChangedModelError(self._charge.shown, message), "changed")
+        if is_modified:
+            return MODIFIED_TOLD
         self._is_beyond_parity = done.verdict is Verdict.DAMAGED and done.remaining > 0
         if done.repaired:
             blocks = "1 block was" if done.repaired == 1 else f"{done.repaired} blocks were"
