@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -133,16 +134,34 @@ def test_small_files_that_transformers_reads_itself(process: Loader, model_of: C
     small = model.path / name
     right = process.load("transformers", model.path).loaded
     text = small.read_bytes()
-    small.write_bytes(text.replace(b"4", b"5", 1))
+    flip(small, text.index(b"4"))
     stopped = process.load("transformers", model.path, "enforce")
     assert stopped.error == "DamagedModelError"
     assert name in stopped.message
     healed = process.load("transformers", model.path, "heal")
     assert healed.loaded == right
     assert small.read_bytes() == text
+    edited = text.replace(b"4", b"5", 1)
+    small.write_bytes(edited)  # by somebody: it is not taken back, and what the library would read is not what was protected
+    stopped = process.load("transformers", model.path, "heal")
+    assert (stopped.error, small.read_bytes()) == ("DamagedModelError", edited)
     Path(f"{small}.ward").unlink()
     stopped = process.load("transformers", model.path, "enforce")
     assert stopped.error == "UnverifiableModelError"
+
+
+def test_a_small_file_that_cannot_be_written_is_refused_outside_a_load_too(model_of: Callable[[str], Model]) -> None:
+    """Right bytes in memory are of no use to a library that reads the disk."""
+    from transformers.utils import cached_file
+
+    model = model_of("transformers")
+    config = model.path / "config.json"
+    flip(config, 40)
+    (model.path / "config.json.ward-journal").mkdir()
+    hub = import_module("transformers.utils.hub")
+    with bitward.enforce("heal"), pytest.raises(bitward.DamagedModelError, match=r"config\.json"), pytest.warns(bitward.ModelWarning):
+        hub.cached_files(model.path, ["config.json"])
+    assert cached_file(model.path, "config.json") == str(config)
 
 
 def test_a_configuration_swapped_during_the_load_is_noticed_at_its_end(model_of: Callable[[str], Model]) -> None:

@@ -13,20 +13,10 @@ from dataclasses import replace
 from bitward.loaders.gated import Charge, open_gated
 from bitward.loaders.policy import Gate, Policy
 from bitward.loaders.refusals import ChangedModelError
+from bitward_agent.gate.identity import FileIdentity, identity_of
 from bitward_formats.frozen import dataclass
 
 PART_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which file a path leads to, and when it was touched last."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +24,7 @@ class Held:
     """A file that was right, and is to be that still when the load ends."""
 
     charge: Charge
-    identity: Identity
-
-
-def identity_of(path: str) -> Identity:
-    """Raises OSError."""
-    found = os.stat(path)
-    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    identity: FileIdentity
 
 
 def hold(charge: Charge) -> Held | None:
@@ -49,14 +33,12 @@ def hold(charge: Charge) -> Held | None:
     Raises:
         LoadRefusedError: it is not right, and could not be put right on the disk, where it is going to be read.
     """
-    before = identity_of(charge.shown)
+    before = identity_of(os.stat(charge.shown))
     if not _is_right(charge):
         return None
-    after = identity_of(charge.shown)
-    if charge.gate.policy is Policy.HEAL and after != before:  # it was repaired; or not, and right bytes were in memory only
-        strict = replace(charge, gate=Gate(Policy.ENFORCE, charge.gate.sidecar_dir))
-        _is_right(strict)
-        before, after = after, identity_of(charge.shown)
+    if charge.gate.policy is Policy.HEAL:  # it may have been repaired; or not, and right bytes were in memory only, where nobody reads them
+        before = identity_of(os.stat(charge.shown))
+        _is_right(replace(charge, gate=Gate(Policy.ENFORCE, charge.gate.sidecar_dir)))
     return Held(charge, before)
 
 
@@ -80,7 +62,7 @@ def check_again(held: Held) -> None:
     """Refuse, or tell, a file that is not what it was when it was verified. Raises LoadRefusedError."""
     charge = held.charge
     try:
-        same = identity_of(charge.shown) == held.identity
+        same = identity_of(os.stat(charge.shown)) == held.identity
     except OSError:
         same = False
     if same:
