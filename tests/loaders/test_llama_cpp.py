@@ -18,7 +18,7 @@ import bitward
 from bitward.loaders.hooks.llama_cpp_hook import parts_of
 from loaders.loading import flip
 
-STAND_IN = '''
+STAND_IN = """
 import mmap, os
 
 class Llama:
@@ -33,7 +33,7 @@ class Llama:
         for part in parts + ([lora_path] if lora_path else []):
             with open(part, "rb") as file:
                 self.maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED))
-'''
+"""
 
 
 @pytest.fixture
@@ -99,6 +99,26 @@ def test_all_parts_of_a_split_model(tmp_path: Path) -> None:
             Llama(str(parts[0]))
     with bitward.enforce("warn"), pytest.warns(bitward.ModelWarning, match="no sidecar"):
         assert contents(Llama(str(parts[0])).maps) == right
+
+
+@pytest.mark.usefixtures("llama_cpp")
+@pytest.mark.parametrize("bare", [0, 1, 2])
+def test_a_part_without_evidence_vouches_for_no_other(tmp_path: Path, bare: int) -> None:
+    """It is told and loaded; a damaged part that has a sidecar is told, or right, all the same."""
+    parts = [protected(tmp_path / f"m-{number:05d}-of-00003.gguf", number) for number in (1, 2, 3)]
+    right = [part.read_bytes() for part in parts]
+    Path(f"{parts[bare]}.ward").unlink()
+    hurt = (bare + 1) % 3
+    flip(parts[hurt], 77_777)
+    Path(f"{parts[hurt]}.ward-journal").mkdir()  # so that it cannot be healed on the disk
+    from llama_cpp import Llama
+
+    with bitward.enforce("warn") as gate, pytest.warns(bitward.ModelWarning):
+        assert contents(Llama(str(parts[0])).maps) != right
+    assert {(one.kind, one.path) for one in gate.findings} == {("unverifiable", str(parts[bare])), ("damaged", str(parts[hurt]))}
+    with bitward.enforce("heal") as gate, pytest.warns(bitward.ModelWarning):
+        assert contents(Llama(str(parts[0])).maps) == right
+    assert {(one.kind, one.path) for one in gate.findings} == {("unverifiable", str(parts[bare])), ("healed", str(parts[hurt]))}
 
 
 @pytest.mark.parametrize(

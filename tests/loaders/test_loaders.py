@@ -25,9 +25,7 @@ LOADERS = (
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_intact_loads_and_a_flipped_bit_is_stopped_told_and_healed(
-    process: Loader, model_of: Callable[[str], Model], name: str
-) -> None:
+def test_intact_loads_and_a_flipped_bit_is_stopped_told_and_healed(process: Loader, model_of: Callable[[str], Model], name: str) -> None:
     model, loader = model_of(name), name.removesuffix(" external")
     right = model.damaged.read_bytes()
     plain = process.load(loader, model.path)
@@ -70,3 +68,19 @@ def test_missing_evidence_fails_in_enforce_and_is_told_else(process: Loader, mod
         assert found.loaded == plain.loaded
         assert any("no sidecar vouches for it" in one for one in found.told)
     assert process.load(loader, model.path, "off") == plain
+
+
+@pytest.mark.parametrize("bare", ["model", "data"])
+def test_one_file_of_a_model_without_evidence_vouches_for_no_other(process: Loader, model_of: Callable[[str], Model], bare: str) -> None:
+    """ONNX: what has no sidecar is told and loaded; the other file is healed, or told, all the same."""
+    model = model_of("onnxruntime external")
+    plain = process.load("onnxruntime", model.path)
+    without, hurt = (model.path, model.damaged) if bare == "model" else (model.damaged, model.path)
+    Path(f"{without}.ward").unlink()
+    flip(hurt, model.offset if bare == "model" else 12)
+    told = process.load("onnxruntime", model.path, "warn")
+    assert any("not what was protected" in one and str(hurt) in one for one in told.told), told
+    healed = process.load("onnxruntime", model.path, "heal")
+    assert healed.loaded == plain.loaded
+    assert any("no sidecar" in one and str(without) in one for one in healed.told)
+    assert any("put back from parity" in one and str(hurt) in one for one in healed.told)

@@ -83,6 +83,12 @@ class SealedFolder:
         os.symlink(f"/proc/{os.getpid()}/fd/{fd}", path)
         return path
 
+    def link(self, original: str) -> str:
+        """Have a file that may be loaded as it is beside the copies. Returns the path."""
+        path = os.path.join(self.path, os.path.basename(original))
+        os.symlink(os.path.abspath(original), path)
+        return path
+
     def __enter__(self) -> Self:
         return self
 

@@ -54,15 +54,15 @@ def parts_of(path: str) -> list[str]:
 
 
 def _verified(stack: ExitStack, gate: Gate, path: str) -> str:
-    """The path of a verified copy, beside those of the other parts; the path itself where the policy lets that be loaded."""
-    folder: SealedFolder | None = None
-    found = path
+    """The path of a verified copy, beside those of the other parts; the path itself where the policy lets all of them be as they are.
+
+    A part that the policy lets be loaded unverified (that was told) stands beside the copies by a link: the others are verified no less.
+    """
+    folder = stack.enter_context(SealedFolder())
+    found, is_any_verified = path, False
     for part in parts_of(path):
         gated = open_gated(charge_of(gate, part, _LOADER))
-        if gated is None:
-            return path  # told; parts are loaded all verified or all as they are
-        if folder is None:
-            folder = stack.enter_context(SealedFolder())
-        copy = copy_into(folder, [(part, gated)])[0]
-        found = copy if part == path else found
-    return found
+        is_any_verified = is_any_verified or gated is not None
+        place = folder.link(part) if gated is None else copy_into(folder, [(part, gated)])[0]
+        found = place if part == path else found
+    return found if is_any_verified else path

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitward.loaders.gated import Charge, charge_of, open_gated
 from bitward.loaders.patching import Patches
-from bitward.loaders.policy import Gate, Policy, current_gate
+from bitward.loaders.policy import Policy, current_gate
 from bitward_formats.errors import CheckpointError
 from bitward_formats.readers.onnxgraph import find_tensors
 from bitward_formats.readers.protowalk import Walker
@@ -31,12 +31,9 @@ def install(module: ModuleType, patches: Patches) -> None:
             return
         name = os.fspath(path_or_bytes)
         charge = charge_of(gate, name, _LOADER)
-        model = _whole(charge)
-        if model is None:
-            original(self, path_or_bytes, sess_options, *args, **options)
-            return
-        external = {} if name.endswith(".ort") else _external(charge, model)
-        if external is None:  # told; a model and its data are loaded both verified or both as they are
+        model, is_verified = _whole(charge)
+        external = {} if name.endswith(".ort") else _external(charge, model, is_bare=not is_verified)
+        if external is None:  # told: which files it needs cannot be known
             original(self, path_or_bytes, sess_options, *args, **options)
             return
         if external:
@@ -49,19 +46,26 @@ def install(module: ModuleType, patches: Patches) -> None:
     patches.set(module.InferenceSession, "__init__", init)
 
 
-def _whole(charge: Charge) -> bytes | None:
-    """A file's verified bytes, or None where the policy lets it be loaded as it is."""
+def _whole(charge: Charge) -> tuple[bytes, bool]:
+    """(a file's bytes, whether they passed the gate); else they are as the file is, which the policy allows and was told.
+
+    One file without evidence is no reason to let the model's other files past the gate.
+    """
     gated = open_gated(charge)
     if gated is None:
-        return None
+        with open(charge.shown, "rb") as file:
+            return file.read(), False
     try:
-        return gated.read(0, gated.size).tobytes()
+        return gated.read(0, gated.size).tobytes(), True
     finally:
         gated.close()
 
 
-def _external(charge: Charge, model: bytes) -> dict[str, bytes] | None:
-    """The files that a model names as its external data, verified, by the names that it uses; None where the policy lets one be as it is.
+def _external(charge: Charge, model: bytes, *, is_bare: bool) -> dict[str, bytes] | None:
+    """The files that a model names as its external data, by the names that it uses; None where that cannot be told and need not.
+
+    Args:
+        is_bare: the model itself has no evidence.
 
     Raises:
         LoadRefusedError: one of them is not right, lies outside the model's folder, or the model cannot be understood.
@@ -70,25 +74,18 @@ def _external(charge: Charge, model: bytes) -> dict[str, bytes] | None:
     try:
         found = find_tensors(walker, only_external=True)
     except CheckpointError as error:
-        charge.unverifiable(f"which files it needs cannot be told: {error}")
+        charge.unverifiable(f"which files it needs cannot be told: {error}", is_absent=is_bare)
         return None
     names = sorted({named.tensor.external.location for named in found if named.tensor.external is not None})
     if len(names) > EXTERNAL_FILES_LIMIT:
-        charge.unverifiable(f"names {len(names)} files of external data; the most is {EXTERNAL_FILES_LIMIT}")
+        charge.unverifiable(f"names {len(names)} files of external data; the most is {EXTERNAL_FILES_LIMIT}", is_absent=is_bare)
         return None
     folder = os.path.dirname(os.path.abspath(charge.shown))
     data: dict[str, bytes] = {}
     for name in names:
-        part = _beside(charge, charge.gate, folder, name)
-        if part is None:
+        path = os.path.normpath(os.path.join(folder, name))
+        if os.path.isabs(name) or not path.startswith(folder.rstrip("/") + "/") or "\0" in name:
+            charge.unverifiable(f"names a file outside its folder as external data: {name!r}", is_absent=is_bare)
             return None
-        data[name] = part
+        data[name] = _whole(charge_of(charge.gate, path, _LOADER))[0]
     return data
-
-
-def _beside(charge: Charge, gate: Gate, folder: str, name: str) -> bytes | None:
-    path = os.path.normpath(os.path.join(folder, name))
-    if os.path.isabs(name) or not path.startswith(folder.rstrip("/") + "/") or "\0" in name:
-        charge.unverifiable(f"names a file outside its folder as external data: {name!r}")
-        return None
-    return _whole(charge_of(gate, path, _LOADER))
