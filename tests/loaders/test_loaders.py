@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import bitward
 from loaders.conftest import Model
 from loaders.loading import Loader, flip
 
@@ -84,3 +85,23 @@ def test_one_file_of_a_model_without_evidence_vouches_for_no_other(process: Load
     assert healed.loaded == plain.loaded
     assert any("no sidecar" in one and str(without) in one for one in healed.told)
     assert any("put back from parity" in one and str(hurt) in one for one in healed.told)
+
+
+@pytest.mark.parametrize("why", ["without a name", "replaced"])
+def test_an_open_file_to_which_no_name_leads(tmp_path: Path, why: str) -> None:
+    """It is told and loaded, or refused; evidence about the file that took its name is none about it."""
+    import torch
+
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    with path.open("rb") as file:
+        path.unlink()
+        if why == "replaced":
+            torch.save({"w": torch.zeros(3)}, path)
+            bitward.protect(path)
+        with bitward.enforce("enforce"), pytest.raises(bitward.UnverifiableModelError, match="no name any more"):
+            torch.load(file)
+        for policy in ("warn", "heal"):
+            file.seek(0)
+            with bitward.enforce(policy), pytest.warns(bitward.ModelWarning, match="no name any more"):
+                assert torch.load(file)["w"].tolist() == [1, 1, 1]

@@ -15,6 +15,8 @@ from bitward.loaders.tensors import FRAMEWORKS
 from bitward.targets import PathLike, folder_of
 from bitward_agent.errors import InputError
 
+NAMELESS_TOLD = "an open file that has no name any more, by which its sidecar could be found"
+
 
 def gate_for(policy: str, sidecar_dir: PathLike | None) -> Gate:
     """A gate for one call. Raises InputError: ``off`` gates nothing, so it makes no sense there."""
@@ -66,6 +68,15 @@ def verified_path(path: str, gate: Gate, loader: str) -> Iterator[str]:
         raise
     with folder:
         yield copy_into(folder, [(path, gated)])[0]
+
+
+def name_of(fd: int) -> str | None:
+    """The path of an open file; None if it has none, or if another file has that name by now: evidence about that one says nothing here."""
+    name = os.readlink(f"/proc/self/fd/{fd}")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(name), os.fstat(fd)):
+            return name
+    return None
 
 
 def load_safetensors(

@@ -6,7 +6,8 @@ import os
 from types import ModuleType
 from typing import Any
 
-from bitward.loaders.loading import open_safetensors, verified_path
+from bitward.loaders.gated import charge_of
+from bitward.loaders.loading import NAMELESS_TOLD, name_of, open_safetensors, verified_path
 from bitward.loaders.patching import Patches
 from bitward.loaders.policy import Policy, current_gate, gated_off
 from bitward.loaders.safetensors_file import VerifiedFile
@@ -51,7 +52,10 @@ def _gated_handle(original: Any) -> Any:
         gate = current_gate()
         if gate is None or gate.policy is Policy.OFF:
             return original(handle, *args, **options)
-        name = os.path.realpath(f"/proc/self/fd/{handle.fileno()}")
+        name = name_of(handle.fileno())
+        if name is None:
+            charge_of(gate, repr(type(handle).__name__), _LOADER).unverifiable(NAMELESS_TOLD, is_absent=True)
+            return original(handle, *args, **options)
         with verified_path(name, gate, _LOADER) as path, open(path, "rb") as copy, gated_off():
             return original(copy, *args, **options)
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from bitward.loaders.gated import charge_of
-from bitward.loaders.loading import verified_path
+from bitward.loaders.loading import NAMELESS_TOLD, name_of, verified_path
 from bitward.loaders.patching import Patches
 from bitward.loaders.policy import Gate, Policy, current_gate, gated_off
 
@@ -47,7 +47,10 @@ def _from_open_file(original: Any, loader: str, gate: Gate, f: Any, *args: Any, 
     if not _is_whole_file(plain):
         charge_of(gate, repr(type(f).__name__), loader).unverifiable("a stream that is no plain file", is_absent=True)
         return original(f, *args, **options)
-    name = _name_of(plain.fileno())
+    name = name_of(plain.fileno())
+    if name is None:
+        charge_of(gate, str(plain.name), loader).unverifiable(NAMELESS_TOLD, is_absent=True)
+        return original(f, *args, **options)
     with verified_path(name, gate, loader) as path:
         if path == name:
             return original(f, *args, **options)
@@ -62,9 +65,3 @@ def _is_whole_file(f: Any) -> bool:
     """Whether reading it gives the bytes of the file behind its descriptor; those of gzip and tar have one too and give others."""
     raw = f.raw if isinstance(f, (io.BufferedReader, io.BufferedRandom)) else f
     return isinstance(raw, io.FileIO)
-
-
-def _name_of(fd: int) -> str:
-    """The path of an open file. Another file may have that name by now; then that one is verified and loaded."""
-    name = os.readlink(f"/proc/self/fd/{fd}")
-    return name if os.path.lexists(name) else name.removesuffix(" (deleted)")
