@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bitward
+from bitward_agent.errors import InputError
 from loaders.conftest import Model
 from loaders.loading import Loader, flip
 
@@ -105,3 +106,15 @@ def test_an_open_file_to_which_no_name_leads(tmp_path: Path, why: str) -> None:
             file.seek(0)
             with bitward.enforce(policy), pytest.warns(bitward.ModelWarning, match="no name any more"):
                 assert torch.load(file)["w"].tolist() == [1, 1, 1]
+
+
+def test_session_options_that_have_another_models_data(model_of: Callable[[str], Model]) -> None:
+    """ONNX Runtime keeps what it was given for a file's name: a second model would get the first one's weights."""
+    import onnxruntime
+
+    model = model_of("onnxruntime external")
+    options = onnxruntime.SessionOptions()
+    with bitward.enforce("enforce"):
+        onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+        with pytest.raises(InputError, match="session options of its own"):
+            onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])

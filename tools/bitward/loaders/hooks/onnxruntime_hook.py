@@ -6,10 +6,13 @@ import functools
 import os
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from bitward.loaders.gated import Charge, charge_of, open_gated
 from bitward.loaders.patching import Patches
 from bitward.loaders.policy import Policy, current_gate
+from bitward.report.names import printable
+from bitward_agent.errors import InputError
 from bitward_formats.errors import CheckpointError
 from bitward_formats.readers.onnxgraph import find_tensors
 from bitward_formats.readers.protowalk import Walker
@@ -17,6 +20,9 @@ from bitward_formats.readers.protowalk import Walker
 _LOADER = "onnxruntime.InferenceSession"
 EXTERNAL_FILES_LIMIT = 1024
 """Most files of external data that one model may name."""
+
+_lent: WeakKeyDictionary[Any, list[dict[str, bytes]]] = WeakKeyDictionary()
+"""What session options point to, for as long as there are any that do."""
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -38,12 +44,27 @@ def install(module: ModuleType, patches: Patches) -> None:
             return
         if external:
             sess_options = sess_options if sess_options is not None else module.C.SessionOptions()
-            sizes = [len(data) for data in external.values()]
-            sess_options.add_external_initializers_from_files_in_memory(list(external), list(external.values()), sizes)
+            _lend(name, sess_options, external)
         original(self, model, sess_options, *args, **options)
         self._bitward_external = external  # a session that changes its providers is made anew from the same buffers
 
     patches.set(module.InferenceSession, "__init__", init)
+
+
+def _lend(name: str, sess_options: Any, external: dict[str, bytes]) -> None:
+    """Give the options the buffers that stand for files. They keep pointers to them, for every session that is made with them.
+
+    Raises:
+        InputError: they have one of that name already, which another model's session put there: its weights would be taken.
+    """
+    try:
+        sess_options.add_external_initializers_from_files_in_memory(
+            list(external), list(external.values()), list(map(len, external.values()))
+        )
+    except RuntimeError as error:
+        told = "behind a gate each model with external data needs session options of its own, and these have been used"
+        raise InputError(f"{printable(name)}: {told}: {error}") from error
+    _lent.setdefault(sess_options, []).append(external)
 
 
 def _whole(charge: Charge) -> tuple[bytes, bool]:
