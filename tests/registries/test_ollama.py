@@ -323,6 +323,18 @@ def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: Refe
     assert store.blob(digest).read_bytes() == b"short"
 
 
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(store: OllamaStore) -> None:
+    """A model's blob is gone, and the folder that would tell so leads in a circle (or belongs to somebody else)."""
+    store.add_model("good:latest", small_model(1))
+    folder = store.write_manifest("lost:latest", b"{}").parent
+    shutil.rmtree(folder)
+    assert ollama("verify", store).code == 0
+    folder.symlink_to(folder)
+    told = ollama("verify", store)
+    assert told.code == 3, told.out
+    assert "cannot be listed" in told.document["error"]
+
+
 def test_links_out_of_the_store_are_not_followed(store: OllamaStore, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("{}")
     path = store.write_manifest("bad:latest", b"{}")
