@@ -19,6 +19,7 @@ import pytest
 
 from bitward.cli import main
 from bitward_agent.findings import ExitCode, Verdict
+from bitward_formats.unit_index import UNIT_INDEX_NAME
 from cli.command_line import COMMAND, bitward, environment
 from conftest import in_ci, real_weights
 from registries.mlflow_server import Server, quiet_environment, served
@@ -277,6 +278,25 @@ def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged
     assert report.exit_code == ExitCode.NOT_REPAIRABLE
     assert "not those that were logged" in report.versions[0].message
     assert "names another root" in refused(logged.uri, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("without_index", [False, True])
+def test_sidecars_for_which_the_registry_does_not_vouch_write_nothing(logged: Logged, *, without_index: bool) -> None:
+    from bitward.api import protect
+    from bitward.registries.mlflow import Options, scrub_registry
+
+    model = logged.stored.parents[1]
+    lose(logged.stored, 100_000, 5_000)
+    assert protect(model, force=True).exit_code == ExitCode.OK
+    if without_index:
+        (model / UNIT_INDEX_NAME).unlink()
+    lose(logged.stored, 300_000, 1_000)  # the sidecars that were slipped in would repair this, and the rest of what they hold
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    report = scrub_registry([logged.name], Options(heal=True))
+    assert report.exit_code == ExitCode.NOT_REPAIRABLE or without_index
+    assert report.exit_code != ExitCode.OK
+    assert not report.versions[0].healed
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
 
 def test_a_sidecar_or_artefact_that_is_gone_is_no_good_news(logged: Logged, tmp_path: Path) -> None:
