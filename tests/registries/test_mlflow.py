@@ -515,6 +515,47 @@ def test_a_store_that_lists_what_lies_elsewhere_is_refused(server: Server, name:
         tree.files()
 
 
+def test_a_store_that_lists_an_artefact_twice_is_refused(server: Server) -> None:
+    from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
+
+    tree = ArtifactTree("mlflow-artifacts:/x", server.uri)
+    listed = [SimpleNamespace(path="model.bin", is_dir=False, file_size=size) for size in (1, None)]
+    tree.repository = SimpleNamespace(list_artifacts=lambda path: listed)
+    with pytest.raises(RegistryError, match="twice"):
+        tree.files()
+
+
+def test_a_model_without_versions_is_not_fine(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    import mlflow
+
+    mlflow.MlflowClient(server.uri).create_registered_model("hollow")
+    for command in ("verify", "scrub", "protect"):
+        assert main(["mlflow", command, "hollow", "--json"]) == ExitCode.CANNOT_TELL
+        assert json.loads(capsys.readouterr().out)["verdict"] == "unverifiable"
+
+
+@pytest.mark.parametrize("tokens", [["again"], [str(number) for number in range(100)]])
+def test_pages_without_an_end_are_told(server: Server, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitward.registries import mlflow as registry_module
+    from bitward.registries.mlflow_tree import RegistryError
+
+    class Page(list[object]):
+        token = ""
+
+    def search(**_: object) -> Page:
+        page = Page()
+        page.token = left.pop(0) if len(left) > 1 else left[0]
+        return page
+
+    left = list(tokens)
+    monkeypatch.setattr(registry_module, "VERSIONS_LIMIT", 50)
+    registry = registry_module._Registry(registry_module.Options(tracking_uri=server.uri))
+    registry.client = SimpleNamespace(search_registered_models=search)
+    with pytest.raises(RegistryError):
+        list(registry.pages("search_registered_models"))
+    assert tokens == ["again"] or len(left) > 40
+
+
 def test_mlflow_finds_the_plug_in_without_anybody_importing_bitward() -> None:
     script = (
         "import json, sys; from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories as all_;"
