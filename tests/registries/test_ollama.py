@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,6 +312,27 @@ def test_a_hostile_manifest_is_told_and_is_never_intact(store: OllamaStore, mani
     assert bad
     assert {one["verdict"] for one in bad} == {"unverifiable"}
     assert ollama("verify", store, "good").code == 0
+
+
+def test_a_disk_without_room_is_told_of_its_blob_and_the_others_are_looked_at(store: OllamaStore, tmp_path: Path) -> None:
+    other = OllamaStore(tmp_path / "other")
+    lost = store.add_model("first:latest", small_model(4))["layers"][0]["digest"]
+    other.add_model("first:latest", small_model(4))
+    store.add_model("second:latest", small_model(4, seed=2))
+    hurt = bytearray(store.blob(lost).read_bytes())
+    hurt[4096 : 4096 + (3 << 20)] = bytes(3 << 20)
+    store.blob(lost).write_bytes(hurt)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        told = ollama("repair", store, "--from", str(other.folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told.code == 4, told
+    assert {one["digest"]: one["verdict"] for one in told.document["blobs"]}.pop(lost) == "damaged"
+    assert [one["users"] for one in told.document["blobs"] if one["users"] == ["second:latest"]]
+    assert store.blob(lost).read_bytes() == hurt
+    assert ollama("repair", store, "--from", str(other.folder)).code == 0
 
 
 def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: ReferrersProxy) -> None:

@@ -16,7 +16,7 @@ from bitward.registries.blob_check import Healing, Wanted, difference, hash_file
 from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError
 from bitward_agent.findings import ExitCode, ProgressSink, SourceUse, Verdict
-from bitward_agent.io import OpenFile
+from bitward_agent.io import OpenFile, reason
 from bitward_agent.journal import append_log, log_path
 from bitward_agent.sources import Range
 from bitward_agent.sources.copies import CopySource
@@ -84,8 +84,9 @@ def heal_by_guess(path: str, wanted: Wanted, sidecar: str, sources: Sequence[Cop
                 told = "damaged elsewhere than in zeroed pages or at its end, and no sidecar says where" if kept or not ranges else told
         except SourceError as caught:
             error = str(caught)
-        except BitwardError as caught:
-            return Healing(Verdict.DAMAGED, sources=tuple(uses), message=str(caught), exit_code=ExitCode.CANNOT_TELL)
+        except (BitwardError, OSError) as caught:
+            told = reason(caught) if isinstance(caught, OSError) else str(caught)
+            return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.CANNOT_TELL)
         uses.append(_use(source, 0, error))
     return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.NOT_REPAIRABLE)
 
