@@ -299,6 +299,23 @@ def test_sidecars_for_which_the_registry_does_not_vouch_write_nothing(logged: Lo
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
 
+def test_an_artefact_that_was_slipped_in_with_a_sidecar_of_its_own(
+    logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bitward.api import protect
+
+    extra = logged.stored.with_name("extra.safetensors")
+    extra.write_bytes(logged.good)
+    assert protect(extra).exit_code == ExitCode.OK
+    assert (download(logged.uri, tmp_path / "healing") / "artifacts" / extra.name).read_bytes() == logged.good
+    assert "no part of the index" in healed_lines(caplog)
+    monkeypatch.setenv("BITWARD_ENFORCE", "enforce")
+    assert "no part of the index" in refused(logged.uri, tmp_path / "enforced")
+    extra.unlink()
+    extra.with_name(f"{extra.name}.ward").unlink()
+    assert (download(logged.uri, tmp_path / "again") / WEIGHTS).read_bytes() == logged.good
+
+
 def test_a_sidecar_or_artefact_that_is_gone_is_no_good_news(logged: Logged, tmp_path: Path) -> None:
     from bitward.registries.mlflow import verify_registry
 
