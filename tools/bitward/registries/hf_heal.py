@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, read_blob, suspects
+from bitward.registries.blob_suspects import PAGE_BYTES, SUSPECTS_LIMIT, suspects
+from bitward.registries.hf_blobs import read_blob
 from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, keep_leftover, leftover_of, put_if_right
 from bitward.registries.hf_facts import Way
 from bitward.registries.hf_server import FilePlace
