@@ -19,6 +19,7 @@ import pytest
 
 from bitward.cli import main
 from bitward_agent.findings import ExitCode, Verdict
+from bitward_formats.unit_index import UNIT_INDEX_NAME
 from cli.command_line import COMMAND, bitward, environment
 from conftest import in_ci, real_weights
 from registries.mlflow_server import Server, quiet_environment, served
@@ -279,6 +280,42 @@ def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged
     assert "names another root" in refused(logged.uri, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("without_index", [False, True])
+def test_sidecars_for_which_the_registry_does_not_vouch_write_nothing(logged: Logged, *, without_index: bool) -> None:
+    from bitward.api import protect
+    from bitward.registries.mlflow import Options, scrub_registry
+
+    model = logged.stored.parents[1]
+    lose(logged.stored, 100_000, 5_000)
+    assert protect(model, force=True).exit_code == ExitCode.OK
+    if without_index:
+        (model / UNIT_INDEX_NAME).unlink()
+    lose(logged.stored, 300_000, 1_000)  # the sidecars that were slipped in would repair this, and the rest of what they hold
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    report = scrub_registry([logged.name], Options(heal=True))
+    assert report.exit_code == ExitCode.NOT_REPAIRABLE or without_index
+    assert report.exit_code != ExitCode.OK
+    assert not report.versions[0].healed
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_an_artefact_that_was_slipped_in_with_a_sidecar_of_its_own(
+    logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bitward.api import protect
+
+    extra = logged.stored.with_name("extra.safetensors")
+    extra.write_bytes(logged.good)
+    assert protect(extra).exit_code == ExitCode.OK
+    assert (download(logged.uri, tmp_path / "healing") / "artifacts" / extra.name).read_bytes() == logged.good
+    assert "no part of the index" in healed_lines(caplog)
+    monkeypatch.setenv("BITWARD_ENFORCE", "enforce")
+    assert "no part of the index" in refused(logged.uri, tmp_path / "enforced")
+    extra.unlink()
+    extra.with_name(f"{extra.name}.ward").unlink()
+    assert (download(logged.uri, tmp_path / "again") / WEIGHTS).read_bytes() == logged.good
+
+
 def test_a_sidecar_or_artefact_that_is_gone_is_no_good_news(logged: Logged, tmp_path: Path) -> None:
     from bitward.registries.mlflow import verify_registry
 
@@ -493,6 +530,47 @@ def test_a_store_that_lists_what_lies_elsewhere_is_refused(server: Server, name:
     tree.repository = hostile
     with pytest.raises(RegistryError, match="outside of its folder"):
         tree.files()
+
+
+def test_a_store_that_lists_an_artefact_twice_is_refused(server: Server) -> None:
+    from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
+
+    tree = ArtifactTree("mlflow-artifacts:/x", server.uri)
+    listed = [SimpleNamespace(path="model.bin", is_dir=False, file_size=size) for size in (1, None)]
+    tree.repository = SimpleNamespace(list_artifacts=lambda path: listed)
+    with pytest.raises(RegistryError, match="twice"):
+        tree.files()
+
+
+def test_a_model_without_versions_is_not_fine(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    import mlflow
+
+    mlflow.MlflowClient(server.uri).create_registered_model("hollow")
+    for command in ("verify", "scrub", "protect"):
+        assert main(["mlflow", command, "hollow", "--json"]) == ExitCode.CANNOT_TELL
+        assert json.loads(capsys.readouterr().out)["verdict"] == "unverifiable"
+
+
+@pytest.mark.parametrize("tokens", [["again"], [str(number) for number in range(100)]])
+def test_pages_without_an_end_are_told(server: Server, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitward.registries import mlflow as registry_module
+    from bitward.registries.mlflow_tree import RegistryError
+
+    class Page(list[object]):
+        token = ""
+
+    def search(**_: object) -> Page:
+        page = Page()
+        page.token = left.pop(0) if len(left) > 1 else left[0]
+        return page
+
+    left = list(tokens)
+    monkeypatch.setattr(registry_module, "VERSIONS_LIMIT", 50)
+    registry = registry_module._Registry(registry_module.Options(tracking_uri=server.uri))
+    registry.client = SimpleNamespace(search_registered_models=search)
+    with pytest.raises(RegistryError):
+        list(registry.pages("search_registered_models"))
+    assert tokens == ["again"] or len(left) > 40
 
 
 def test_mlflow_finds_the_plug_in_without_anybody_importing_bitward() -> None:

@@ -444,6 +444,15 @@ def test_a_list_of_referrers_that_never_ends(door: ReferrersProxy, tmp_path: Pat
     assert "cannot be read" in report.notes[0]
 
 
+@pytest.mark.parametrize("following", ["http://[", "//127.0.0.1:9/elsewhere", "http://user:x@[::1]:port/"])
+def test_a_next_page_that_is_no_address_or_elsewhere_is_not_asked_for(following: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made()
+    empty = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []}).encode()
+    answer = 200, {"Content-Type": IMAGE_INDEX, "Link": f'<{following}>; rel="next"'}, empty
+    made.paths[f"/v2/a/b/referrers/{digest_of(made.manifest())}"] = answer
+    assert pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
+
+
 def test_a_lying_sidecar_does_not_reach_a_file_that_is_there(door: ReferrersProxy, tmp_path: Path) -> None:
     """The copy here is damaged; the registry's sidecar names the right digest and holds the parity of other contents."""
     data = bytes(range(256)) * 4096

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,6 +314,27 @@ def test_a_hostile_manifest_is_told_and_is_never_intact(store: OllamaStore, mani
     assert ollama("verify", store, "good").code == 0
 
 
+def test_a_disk_without_room_is_told_of_its_blob_and_the_others_are_looked_at(store: OllamaStore, tmp_path: Path) -> None:
+    other = OllamaStore(tmp_path / "other")
+    lost = store.add_model("first:latest", small_model(4))["layers"][0]["digest"]
+    other.add_model("first:latest", small_model(4))
+    store.add_model("second:latest", small_model(4, seed=2))
+    hurt = bytearray(store.blob(lost).read_bytes())
+    hurt[4096 : 4096 + (3 << 20)] = bytes(3 << 20)
+    store.blob(lost).write_bytes(hurt)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        told = ollama("repair", store, "--from", str(other.folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told.code == 4, told
+    assert {one["digest"]: one["verdict"] for one in told.document["blobs"]}.pop(lost) == "damaged"
+    assert [one["users"] for one in told.document["blobs"] if one["users"] == ["second:latest"]]
+    assert store.blob(lost).read_bytes() == hurt
+    assert ollama("repair", store, "--from", str(other.folder)).code == 0
+
+
 def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: ReferrersProxy) -> None:
     digest, _ = store.add_blob(b"short")
     layer = {"digest": digest, "size": (1 << 62), "mediaType": "application/vnd.ollama.image.model"}
@@ -321,6 +343,18 @@ def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: Refe
     assert ollama("repair", store, "--from", f"http://{served.host}").code == 4
     assert served.sent("/blobs/") <= 1
     assert store.blob(digest).read_bytes() == b"short"
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(store: OllamaStore) -> None:
+    """A model's blob is gone, and the folder that would tell so leads in a circle (or belongs to somebody else)."""
+    store.add_model("good:latest", small_model(1))
+    folder = store.write_manifest("lost:latest", b"{}").parent
+    shutil.rmtree(folder)
+    assert ollama("verify", store).code == 0
+    folder.symlink_to(folder)
+    told = ollama("verify", store)
+    assert told.code == 3, told.out
+    assert "cannot be listed" in told.document["error"]
 
 
 def test_links_out_of_the_store_are_not_followed(store: OllamaStore, tmp_path: Path) -> None:

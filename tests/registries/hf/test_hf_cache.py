@@ -135,7 +135,12 @@ def test_a_cache_with_nothing_in_it_is_not_fine(tmp_path: Path) -> None:
     done = bitward("hf", "verify", "--cache-dir", tmp_path / "hub")
     assert done.code == 3
     assert "nothing to verify" in done.out
+    assert bitward("hf", "protect", "--cache-dir", tmp_path / "hub").code == 3
     assert bitward("hf", "verify", "--cache-dir", tmp_path / "elsewhere").code == 2
+    (tmp_path / "hub" / "models--org--name" / "snapshots").mkdir(parents=True)
+    done = bitward("hf", "verify", "org/name", "--cache-dir", tmp_path / "hub")
+    assert done.code == 3
+    assert "holds no files" in done.out
 
 
 def test_one_bit_anywhere(cache: Cache) -> None:

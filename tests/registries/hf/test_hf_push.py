@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from registries.hf.hub_caches import MODEL, REPO, SMALL, Cache, hub_python
@@ -102,6 +104,24 @@ def test_a_sidecar_of_another_file_leads_nobody_astray(pushed: Cache) -> None:
     assert (done.code, file["way"], file["sidecar"]) == (0, "whole", "")
     assert "sidecar" in file["message"]
     assert pushed.is_whole(MODEL)
+    assert not list((pushed.home / "hub-wards").rglob("*.ward"))
+
+
+def test_a_sidecar_of_the_repository_does_not_stay_where_a_pull_breaks_off(pushed: Cache) -> None:
+    """Nobody has held it against the right bytes: the next pull would take it for one of ours, and write after it in place."""
+    hurt = bytearray(pushed.whole(MODEL))
+    pushed.overwrite(MODEL, 3_000_000, 1000)
+    hurt[:] = pushed.blob(MODEL).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(hurt) // 4, limits[1]))  # room for the sidecar, none for a copy of the file
+    try:
+        done = pushed.hf("pull", REPO, MODEL, "--json", HF_TOKEN=TOKEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.code != 0
+    assert "cannot write" in done.document["files"][0]["message"]
+    assert pushed.sent_for(WARD)
+    assert pushed.blob(MODEL).read_bytes() == hurt
     assert not list((pushed.home / "hub-wards").rglob("*.ward"))
 
 

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from typing import IO
 
 from bitward.registries.blob_check import Healing, Wanted, difference, hash_file
+from bitward.registries.blob_suspects import SUSPECTS_LIMIT, suspects
 from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError
 from bitward_agent.findings import ExitCode, ProgressSink, SourceUse, Verdict
-from bitward_agent.io import OpenFile
+from bitward_agent.io import OpenFile, reason
 from bitward_agent.journal import append_log, log_path
 from bitward_agent.sources import Range
 from bitward_agent.sources.copies import CopySource
 
 _CHUNK_BYTES = 1 << 20
-_PAGE_BYTES = 4096
 _FETCH_BYTES = 1 << 20
 """Bytes of a guessed range that are asked for and kept in memory at once."""
 _TAIL_LIMIT_BYTES = 1 << 40
@@ -37,29 +37,17 @@ def tell_log(log: str, file: OpenFile, wanted: Wanted, source: str, writes: list
 
 
 def suspicious_ranges(file: OpenFile, size: int) -> list[Range]:
-    """Where a file of ``size`` bytes may have lost something: pages of zeros, and what lies behind its end."""
-    present = min(file.state().size, size)
-    found: list[Range] = []
-    if size - present > _TAIL_LIMIT_BYTES:
-        return found
-    zeros = bytes(_PAGE_BYTES)
+    """Where a file of ``size`` bytes may have lost something, in pieces to be fetched; nothing where that is too much to be guessed.
 
-    def add(low: int, high: int) -> None:
-        if found and found[-1][1] == low and found[-1][1] - found[-1][0] < _FETCH_BYTES:
-            low = found.pop()[0]
-        found.append((low, high))
-
-    for offset in range(0, present, _CHUNK_BYTES):
-        data = file.read(offset, min(_CHUNK_BYTES, present - offset))
-        if data.find(zeros[:64]) < 0 and len(data) == _CHUNK_BYTES:
-            continue
-        for at in range(0, len(data), _PAGE_BYTES):
-            page = data[at : at + _PAGE_BYTES]
-            if page == zeros[: len(page)]:
-                add(offset + at, offset + at + len(page))
-    for low in range(present, size, _FETCH_BYTES):
-        add(low, min(low + _FETCH_BYTES, size))
-    return found
+    Raises:
+        UnreadableError: it cannot be read.
+    """
+    if size - file.state().size > _TAIL_LIMIT_BYTES:
+        return []
+    found = suspects(file.path, size)
+    if len(found) >= SUSPECTS_LIMIT:
+        return []
+    return [(at, min(at + _FETCH_BYTES, high)) for low, high in found for at in range(low, high, _FETCH_BYTES)]
 
 
 def heal_by_guess(path: str, wanted: Wanted, sidecar: str, sources: Sequence[CopySource], progress: ProgressSink | None) -> Healing:
@@ -84,8 +72,9 @@ def heal_by_guess(path: str, wanted: Wanted, sidecar: str, sources: Sequence[Cop
                 told = "damaged elsewhere than in zeroed pages or at its end, and no sidecar says where" if kept or not ranges else told
         except SourceError as caught:
             error = str(caught)
-        except BitwardError as caught:
-            return Healing(Verdict.DAMAGED, sources=tuple(uses), message=str(caught), exit_code=ExitCode.CANNOT_TELL)
+        except (BitwardError, OSError) as caught:
+            told = reason(caught) if isinstance(caught, OSError) else str(caught)
+            return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.CANNOT_TELL)
         uses.append(_use(source, 0, error))
     return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.NOT_REPAIRABLE)
 

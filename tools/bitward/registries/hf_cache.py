@@ -160,6 +160,8 @@ def read_repo(root: str, name: RepoName) -> CachedRepo:
             repo.tell(ProblemKind.UNREADABLE, repo.path, f"more than {ENTRIES_LIMIT:,} entries: the rest was not looked at")
             break
     _check_refs_and_links(repo)
+    if not repo.blobs and not repo.pointers and not repo.problems:
+        repo.tell(ProblemKind.UNREADABLE, repo.path, "holds no files: nothing of this repository was looked at")
     return repo
 
 

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bitward.registries.hf_blobs import PAGE_BYTES, SUSPECTS_LIMIT, read_blob, suspects
+from bitward.registries.blob_suspects import PAGE_BYTES, SUSPECTS_LIMIT, suspects
+from bitward.registries.hf_blobs import read_blob
 from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, keep_leftover, leftover_of, put_if_right
 from bitward.registries.hf_facts import Way
 from bitward.registries.hf_server import FilePlace
@@ -192,9 +193,12 @@ def _by_pulled_sidecar(job: Job) -> Outcome | None:
         return None
     if not pull_sidecar(job):
         return None
-    outcome = _by_sidecar_in_draft(job)
-    if outcome is None:
-        os.unlink(job.sidecar)  # it fits neither what is there nor what should be
+    outcome: Outcome | None = None
+    try:
+        outcome = _by_sidecar_in_draft(job)
+    finally:
+        if outcome is None:  # it fits neither what is there nor what should be, or nobody knows: the next pull must not take it for our own
+            os.unlink(job.sidecar)
     return outcome
 
 
@@ -234,10 +238,15 @@ def _is_cached(job: Job, ward: HubFile) -> bool:
 
 def keep_sidecar_if_it_fits(job: Job) -> bool:
     """Whether a pulled sidecar is that of the right file, by the file itself; if not, it goes again."""
-    found = verify_file(job.path, job.sidecar)
-    if found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.INTACT:
+    fits = False
+    try:
+        found = verify_file(job.path, job.sidecar)
+        fits = found.verdict is Verdict.INTACT and found.sidecar.state is SidecarState.INTACT
+    finally:
+        if not fits:
+            os.unlink(job.sidecar)
+    if fits:
         return True
-    os.unlink(job.sidecar)
     job.notes.append("the repository's sidecar is not that of this file: not kept")
     return False
 

@@ -61,7 +61,7 @@ def protect_cache(request: ProtectRequest) -> ProtectReport:
         made, unit = _protect_repo(read_repo(root, name), sidecars, request)
         files += made
         units.append(unit)
-    code = ExitCode.worst([*(one.exit_code for one in files), *(one.exit_code for one in units)])
+    code = ExitCode.worst([*(one.exit_code for one in files), *(one.exit_code for one in units)]) if units else ExitCode.CANNOT_TELL
     size, seconds = sum(one.bytes for one in files), time.monotonic() - started
     return ProtectReport("bitward.protect/1", size, seconds, tuple(files), tuple(units), code)
 

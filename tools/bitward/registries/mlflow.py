@@ -59,18 +59,21 @@ class _Registry:
             raise RegistryError(f"{self.tracking}: {told(error)}") from None
 
     def pages(self, call: str, **named: Any) -> Iterator[Any]:
-        """All entries of a search, a page at a time."""
+        """All entries of a search, a page at a time. Raises RegistryError, also where the pages have no end."""
         token, seen = None, 0
         while True:
             page = self.ask(call, max_results=PAGE_COUNT, page_token=token, **named)
-            for entry in page:
+            for entry in page or (None,):  # an empty page counts as well: a server could send such for ever
                 seen += 1
                 if seen > VERSIONS_LIMIT:
                     raise RegistryError(f"{self.tracking}: lists more than {VERSIONS_LIMIT:,} entries")
-                yield entry
+                if entry is not None:
+                    yield entry
             following = page.token or None
-            if following is None or following == token:
+            if following is None:
                 return
+            if following == token:
+                raise RegistryError(f"{self.tracking}: its list of models or versions does not go on where it says it does")
             token = following
 
     def versions(self, names: Sequence[str]) -> Iterator[Any]:
@@ -180,7 +183,7 @@ def _report(registry: _Registry, models: Sequence[str], work: _Work, schema: str
             reports.append(work(version, replace(report, location=tree.name), tree))
         except BitwardError as error:
             reports.append(replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL))
-    code = ExitCode.worst(one.exit_code for one in reports)
+    code = ExitCode.worst(one.exit_code for one in reports) if reports else ExitCode.CANNOT_TELL  # nothing was looked at: that is not fine
     seconds = time.monotonic() - started
     return RegistryReport(
         schema, registry.tracking, VERDICT_OF_CODE[code], sum(one.bytes for one in reports), seconds, tuple(reports), code

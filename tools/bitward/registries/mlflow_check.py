@@ -79,9 +79,12 @@ class _Tree:
         self.tree, self.listed, self.check, self.scratch = tree, listed, check, scratch
         self.healed: list[HealedArtifact] = []
         self.bytes = 0
+        self.may_heal = check.heal
 
     def run(self, report: ModelVersionReport) -> ModelVersionReport:
         root, roots, problem, code = self._index()
+        if self.check.expected_root not in ("", root):
+            self.may_heal = False  # sidecars for which the registry does not vouch decide nothing about what is written
         found = [self._member(path, roots) for path in self.listed if not is_ours(posixpath.basename(path))]
         found += [_gone(path) for path in sorted(roots.keys() - self.listed.keys())]
         code = ExitCode.worst([code, *(one.exit_code for one in found)])
@@ -168,7 +171,7 @@ class _Tree:
                 found = replace(found, verdict=Verdict.UNVERIFIABLE, message="its sidecar is not the one that the index knows")
             elif path not in roots and roots:
                 found = replace(found, verdict=Verdict.UNVERIFIABLE, message="no part of the index: logged after it was protected")
-            elif self.check.heal and (found.verdict is Verdict.DAMAGED or found.sidecar.state is SidecarState.DAMAGED):
+            elif self.may_heal and (found.verdict is Verdict.DAMAGED or found.sidecar.state is SidecarState.DAMAGED):
                 found = self._heal(local, ward, path, found)
         except (BitwardError, FormatError, OSError) as error:
             return _cannot(path, str(error))

@@ -216,6 +216,11 @@ class BitwardArtifactRepository(ArtifactRepository):  # type: ignore[misc] # MLf
                 self._tree.fetch(path, local_path)
                 return
             root = self._bound().get(path, "")
+            if self._expected and not root and self._has_sidecar(path):  # one that has none is told of below
+                told = f"{self._uri}/{path}: no part of the index that the registry vouches for: logged after the model was protected"
+                if how is Mode.ENFORCE:
+                    raise Refusal(told)
+                _log.warning("%s", told)
             for line in fetch_verified(self._tree, path, local_path, how.value, protected=self._has_sidecar(path), root=root):
                 _log.warning("%s", line)
         except Refusal as refusal:

@@ -94,7 +94,12 @@ class ArtifactTree:
         Raises:
             RegistryError: the store cannot be listed, or lists what cannot be.
         """
-        return dict(sorted(self._walk("")))
+        found: dict[str, int | None] = {}
+        for path, size in self._walk(""):
+            if path in found:
+                raise RegistryError(f"{self.name}: the store lists an artefact twice: {path[:200]!r}")
+            found[path] = size
+        return dict(sorted(found.items(), key=lambda one: one[0]))
 
     def _walk(self, top: str) -> Iterator[tuple[str, int | None]]:
         waiting, count = [top], 0

@@ -191,7 +191,7 @@ class Repository:
             self.has_referrers_api = True
             found += listed
             following = _next_page(headers.get("Link", ""), url)
-            if not following or urlsplit(following)[:2] != urlsplit(url)[:2]:
+            if not following:
                 break
             url = following
         return self._sidecars(found)
@@ -278,8 +278,12 @@ class Repository:
 
 
 def _next_page(link: str, base: str) -> str:
-    """The URL of the next page in a ``Link`` header (RFC 5988), if it names one."""
+    """The URL of the next page in a ``Link`` header (RFC 5988), if it names one on the same server."""
     target, _, rest = link.partition(">")
     if not target.startswith("<") or 'rel="next"' not in rest.replace("rel=next", 'rel="next"'):
         return ""
-    return urljoin(base, target[1:])
+    try:
+        following = urljoin(base, target[1:])
+        return following if urlsplit(following)[:2] == urlsplit(base)[:2] else ""
+    except ValueError:  # such as "http://["
+        return ""

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 
-from bitward_agent.errors import BitwardError, InputError, UntrustedError
-from bitward_agent.io import OpenFile, resolve
+from bitward_agent.errors import BitwardError, InputError, UnreadableError, UntrustedError
+from bitward_agent.io import OpenFile, reason, resolve
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.oci import Descriptor, digest_of_bytes
@@ -100,6 +100,8 @@ def read_store(folder: str, models: Sequence[str] = ()) -> Store:
 
     Raises:
         InputError: a model is not in the store, or is no name.
+        UnreadableError: a folder of the store cannot be looked into.
+        UntrustedError: there are more manifests than are read.
     """
     wanted = [(text, parse_model(text)) for text in models]
     for text, name in wanted:
@@ -123,10 +125,17 @@ def read_store(folder: str, models: Sequence[str] = ()) -> Store:
 
 
 def _names_in(folder: str) -> list[str]:
+    """What lies in a folder; nothing where there is none, or a file in its place.
+
+    Raises:
+        UnreadableError: it cannot be looked into, so what lies there is not known.
+    """
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise UnreadableError(f"{folder}: cannot be listed: {reason(error)}") from error
 
 
 def _manifests(folder: str) -> Iterator[tuple[ModelName, str]]:
@@ -140,8 +149,10 @@ def _manifests(folder: str) -> Iterator[tuple[ModelName, str]]:
                     for tag in _names_in(os.path.join(base, host, namespace, model)):
                         name = model_name(host, namespace, model, tag)
                         key = tuple(part.lower() for part in (host, namespace, model, tag))
-                        if name is not None and key not in seen and len(seen) < _MODELS_LIMIT:
+                        if name is not None and key not in seen:
                             seen.add(key)
+                            if len(seen) > _MODELS_LIMIT:
+                                raise UntrustedError(f"{folder}: holds more than {_MODELS_LIMIT:,} manifests")
                             yield name, os.path.join(base, host, namespace, model, tag)
 
 

@@ -30,6 +30,8 @@ def registry_lines(report: RegistryReport, style: Style) -> Iterator[str]:
         if len(version.files) > _FILES_SHOWN:
             yield style.dim(f"  … and {len(version.files) - _FILES_SHOWN:,} more (use --json)")
     done = "protected" if protecting else "verified"
+    if not report.versions:
+        yield f"no versions: nothing was {done}"
     words = f"{count(len(report.versions), 'model version')} {done}: {pace(report.bytes, report.seconds)}"
     bad = sum(one.exit_code != ExitCode.OK for one in report.versions)
     yield words + (style.bad(f"; {count(bad, 'version')} not intact") if bad and not protecting else "")
