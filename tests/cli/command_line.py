@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-m", "bitward"]
 def environment(**more: str) -> dict[str, str]:
     """The tests' environment, so that the command imports what the tests import."""
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "BITWARD_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE")}
-    return kept | {"PYTHONPATH": os.pathsep.join([*ROOTS, *sys.path])} | more
+    return kept | {"PYTHONPATH": os.pathsep.join([*ROOTS, *filter(None, sys.path)])} | more
 
 
 def _refuse(literal: str) -> None:

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from bitward_agent.findings import ExitCode, Verdict
 from bitward_formats.unit_index import UNIT_INDEX_NAME
 from cli.command_line import COMMAND, bitward, environment
 from conftest import in_ci, real_weights
+from range_server import serving
 from registries.mlflow_server import Server, quiet_environment, served
 from registries.torn_proxy import torn_proxy
 
@@ -587,3 +589,27 @@ def test_mlflow_finds_the_plug_in_without_anybody_importing_bitward() -> None:
 def test_a_mode_that_is_none_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITWARD_ENFORCE", "enfroce")
     assert "must be off, warn, heal or enforce" in refused("bitward+models:/nothing/1", tmp_path)
+
+
+@pytest.mark.parametrize("is_tracking_server", [True, False])
+def test_credentials_go_to_the_tracking_server_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_tracking_server: bool) -> None:
+    """Where a version's artefacts lie says whoever registered it."""
+    import mlflow
+
+    from bitward.registries.mlflow_tree import _web_place
+    from bitward_agent.sources.limits import Budget, Limits, Meter
+
+    (tmp_path / "a.bin").write_bytes(bytes(100))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    before = mlflow.get_tracking_uri()
+    with serving(tmp_path) as server:
+        mlflow.set_tracking_uri(server.url if is_tracking_server else "http://127.0.0.1:9")
+        try:
+            place = _web_place(server.url, Limits(), Budget(1 << 20))
+            with closing(place):
+                assert place.open("a.bin", Meter()) is not None
+        finally:
+            mlflow.set_tracking_uri(before)
+        assert server.seen
+        assert all(("authorization" in one.headers) is is_tracking_server for one in server.seen)

@@ -202,14 +202,26 @@ def _innermost(repository: Any) -> Any:
     return repository
 
 
+def origin_of(address: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port; the port of the scheme where none is named."""
+    parts = urlsplit(address)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
 def _web_place(address: str, limits: Limits, budget: Budget) -> Place:
-    """A tracking server's artefacts, with the credentials that MLflow itself would send (``MLFLOW_TRACKING_USERNAME`` …)."""
+    """A tracking server's artefacts, with the credentials that MLflow itself would send (``MLFLOW_TRACKING_USERNAME`` …).
+
+    They go to the tracking server alone: where a version's artefacts lie says whoever registered it.
+    """
+    from mlflow.tracking import get_tracking_uri
     from mlflow.utils.credentials import get_default_host_creds
 
     from bitward_agent.sources.http import HttpPlace
 
-    creds = get_default_host_creds(address)
     parts = urlsplit(address)
+    if origin_of(address) != origin_of(get_tracking_uri()):
+        return cast(Place, HttpPlace(WebAddress(address), limits, budget))
+    creds = get_default_host_creds(address)
     netloc, token = parts.netloc, ""
     if creds.token:
         token = creds.token

@@ -211,8 +211,9 @@ class Doorkeeper:
         event = GateEvent("", job.path, verdict=finding.verdict, message=finding.message, seconds=finding.seconds)
         if finding.healed:
             self._tell(_named(event, "healed"))
-        if finding.file is not None and file is not None and finding.file != file and job.tries < TRIES:
-            job.tries += 1  # somebody touched it since
+        is_told = finding.file is not None or finding.verdict is Verdict.INTACT
+        if is_told and file is not None and finding.file != file and job.tries < TRIES:
+            job.tries += 1  # somebody touched it meanwhile
             self._verify(job)
             return
         lease = self._room.close_job(job)
@@ -221,7 +222,9 @@ class Doorkeeper:
             self._close_lease(lease)
         if known is not None:
             self._known.keep(known)
-        allow = may_open(finding.verdict, self._request.policy)
+        moved = file is None or finding.file != file
+        # What was read whole is not what would be opened: nobody can tell.
+        allow = self._fail_open if moved and finding.verdict is Verdict.INTACT else may_open(finding.verdict, self._request.policy)
         if finding.verdict is not Verdict.INTACT:
             for opening, _ in job.waiters.values():
                 self._tell_rarely(opening, _named(event, "passed" if allow else "denied"))
