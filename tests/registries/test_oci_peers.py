@@ -169,7 +169,7 @@ def test_a_layout_is_verified_protected_damaged_and_repaired(layout: Path, model
     shutil.copytree(layout, tmp_path / "copy")
     flip(blob, 2_000_000)
     told = bitward("oci", "verify", layout, "--json")
-    assert told.code == 1
+    assert told.code == bitward("oci", "protect", layout).code == 1  # what has a sidecar is read all the same
     assert [flip["offset"] for one in told.document["blobs"] for damage in one["damage"] for flip in damage["flips"]] == [2_000_000]
     assert bitward("oci", "repair", layout, "--dry-run").code == 1
     assert bitward("oci", "repair", layout).code == 0

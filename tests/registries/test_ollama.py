@@ -284,6 +284,13 @@ def test_damage_is_not_protected(store: OllamaStore) -> None:
     assert not (store.folder / "wards" / f"{store.blob(weights).name}.ward").exists()
 
 
+def test_protecting_again_reads_what_has_a_sidecar(store: OllamaStore) -> None:
+    weights = store.add_model("tiny:latest", small_model(1))["layers"][0]["digest"]
+    assert [ollama("protect", store).code for _ in range(2)] == [0, 0]
+    hurt(store.blob(weights), lambda data: data.__setitem__(5000, data[5000] ^ 4))
+    assert ollama("protect", store).code == 1  # its sidecar can put that back
+
+
 # ------------------------------------------------------------------------------------------------------------------ hostile stores
 
 

@@ -275,7 +275,8 @@ def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: Layou
 
     blank = _blank(layout, layer)
     if blank.sidecar and not request.force:
-        return replace(blank, verdict=Verdict.INTACT, action="kept", message="its sidecar is there; the layer was not read"), None
+        found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs, progress=request.progress)
+        return _told(blank, replace(found, message=found.message or "its sidecar is there already"), "kept"), None
     ward = os.path.join(scratch, f"{layer.hex}.ward")
     try:
         make_sidecar(blank.path, ward, layer.hex, "its name", request.preset, request.leaf_hash, request.jobs)

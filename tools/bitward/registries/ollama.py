@@ -153,7 +153,8 @@ def protect_store(request: StoreRequest) -> BlobsReport:
             blobs.append(_state(look, blank, Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)))
             continue
         if blank.sidecar and not request.force:
-            blobs.append(replace(blank, verdict=Verdict.INTACT, action="kept", message="has a sidecar; it was not read"))
+            kept = _verify_one(look, blob)
+            blobs.append(replace(kept, action="kept", message=kept.message or "has a sidecar already"))
             continue
         (made,) = protect_paths([blank.path], look.sidecar_dir, paths).files
         verdict = VERDICT_OF_CODE[made.exit_code]
