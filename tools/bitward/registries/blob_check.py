@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 
+from bitward.registries.blob_facts import BlobReport
 from bitward_agent.errors import BitwardError, UnreadableError
 from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SourceUse, Verdict
 from bitward_agent.io import OpenFile
@@ -43,6 +45,22 @@ class Healing:
     @property
     def fetched_bytes(self) -> int:
         return sum(source.fetched_bytes for source in self.sources)
+
+
+def report_with(report: BlobReport, found: Healing, action: str = "") -> BlobReport:
+    """A blob's report with what was found of it and done with it."""
+    return replace(
+        report,
+        verdict=found.verdict,
+        action=action,
+        repaired=found.repaired,
+        remaining=found.remaining,
+        fetched_bytes=found.fetched_bytes,
+        damage=found.damage,
+        sources=found.sources,
+        message=found.message,
+        exit_code=found.exit_code,
+    )
 
 
 def hash_file(path: str, progress: ProgressSink | None = None) -> Wanted:

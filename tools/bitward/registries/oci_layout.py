@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file
+from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file, report_with
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_sidecars import scratch_folder
 from bitward.targets import VERDICT_OF_CODE
@@ -180,21 +180,6 @@ def _unread(layout: Layout) -> Iterator[BlobReport]:
         yield replace(_blank(layout, one), verdict=Verdict.DAMAGED, message=told, exit_code=ExitCode.NOT_REPAIRABLE)
 
 
-def _told(blank: BlobReport, found: Healing, action: str = "") -> BlobReport:
-    return replace(
-        blank,
-        verdict=found.verdict,
-        action=action,
-        repaired=found.repaired,
-        remaining=found.remaining,
-        fetched_bytes=found.fetched_bytes,
-        damage=found.damage,
-        sources=found.sources,
-        message=found.message,
-        exit_code=found.exit_code,
-    )
-
-
 def verify_layout(folder: str, request: LayoutRequest) -> BlobsReport:
     """Hold every blob that the index leads to against its digest. Reads only. Raises as :func:`read_layout`."""
     started = time.monotonic()
@@ -203,7 +188,7 @@ def verify_layout(folder: str, request: LayoutRequest) -> BlobsReport:
     for one in layout.blobs.values():
         blank = _blank(layout, one)
         found = check_blob(blank.path, _wanted(one), layout.sidecar_of(one.digest), jobs=request.jobs, progress=request.progress)
-        blobs.append(_told(blank, found))
+        blobs.append(report_with(blank, found))
     return _finish(layout, "verify", blobs, started)
 
 
@@ -221,7 +206,7 @@ def repair_layout(folder: str, request: LayoutRequest) -> BlobsReport:
         blank = _blank(layout, one)
         found = check_blob(blank.path, _wanted(one), layout.sidecar_of(one.digest), jobs=request.jobs, progress=request.progress)
         if found.verdict is Verdict.INTACT or request.dry_run:
-            blobs.append(_told(blank, found))
+            blobs.append(report_with(blank, found))
             continue
         copies = [CopySource(LocalPlace(other.path_of(one.digest), blank.path), [""], one.hex, Meter()) for other in others]
         copies = [copy for copy in copies if os.path.isfile(copy.name)]
@@ -240,7 +225,7 @@ def repair_layout(folder: str, request: LayoutRequest) -> BlobsReport:
         finally:
             for copy in copies:
                 copy.close()
-        blobs.append(_told(blank, done, "healed" if done.verdict is Verdict.INTACT else ""))
+        blobs.append(report_with(blank, done, "healed" if done.verdict is Verdict.INTACT else ""))
     return _finish(layout, "repair", blobs, started)
 
 
@@ -276,7 +261,7 @@ def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: Layou
     blank = _blank(layout, layer)
     if blank.sidecar and not request.force:
         found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs, progress=request.progress)
-        return _told(blank, replace(found, message=found.message or "its sidecar is there already"), "kept"), None
+        return report_with(blank, replace(found, message=found.message or "its sidecar is there already"), "kept"), None
     ward = os.path.join(scratch, f"{layer.hex}.ward")
     try:
         make_sidecar(blank.path, ward, layer.hex, "its name", request.preset, request.leaf_hash, request.jobs)
@@ -289,7 +274,7 @@ def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: Layou
         code = ExitCode.CANNOT_TELL if os.path.lexists(blank.path) else ExitCode.NOT_REPAIRABLE
         found = check_blob(blank.path, _wanted(layer), "")
         if found.verdict is Verdict.DAMAGED:
-            return _told(blank, replace(found, message=f"damaged already, not protected: {found.message}")), None
+            return report_with(blank, replace(found, message=f"damaged already, not protected: {found.message}")), None
         return replace(blank, message=str(error), exit_code=code), None
     path = layout.path_of(sidecar.digest)
     return replace(blank, verdict=Verdict.INTACT, action="protected", sidecar=path, sidecar_bytes=word.size), sidecar

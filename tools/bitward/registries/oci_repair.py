@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, check_blob
+from bitward.registries.blob_check import Wanted, check_blob, report_with
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_beside
 from bitward.registries.oci_client import Repository
@@ -113,16 +113,8 @@ def _repair_one(
         for other in opened:
             other.close()
     return replace(
-        report,
-        verdict=done.verdict,
-        action=action,
+        report_with(report, done, action),
         sidecar=candidates[-1].digest if candidates else "",
         sidecar_bytes=candidates[-1].size if candidates else 0,
-        repaired=done.repaired,
-        remaining=done.remaining,
-        fetched_bytes=done.fetched_bytes,
-        damage=done.damage,
-        sources=done.sources,
         message="; ".join(filter(None, (done.message, told))),
-        exit_code=done.exit_code,
     )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob
+from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, report_with
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
@@ -121,18 +121,7 @@ def _state(look: _Look, blank: BlobReport, found: Healing, action: str = "") -> 
         message = f"missing; a download of it has begun: {os.path.basename(begun)}" if begun else "missing"
         name = blank.users[0] if blank.users else ""
         message += f"; 'ollama pull {name}' gets it" if name else ""
-    return replace(
-        blank,
-        verdict=found.verdict,
-        action=action,
-        repaired=found.repaired,
-        remaining=found.remaining,
-        fetched_bytes=found.fetched_bytes,
-        damage=found.damage,
-        sources=found.sources,
-        message=message,
-        exit_code=found.exit_code,
-    )
+    return replace(report_with(blank, found, action), message=message)
 
 
 def protect_store(request: StoreRequest) -> BlobsReport:
