@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from bitward_agent.diagnosis.bars import LEAST_GAIN_SHARE  # noqa: E402
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, apply_changes, replaced  # noqa: E402
 from bitward_agent.diagnosis.donors import DonorError, donated, open_donor, open_donors  # noqa: E402
 from bitward_agent.diagnosis.pieces import Pieces  # noqa: E402
-from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE  # noqa: E402
 from bitward_agent.diagnosis.recovery import Part, Recovery, RecoveryReport, wins  # noqa: E402
 from bitward_agent.diagnosis.remedies import branches, clamp_options  # noqa: E402
 from bitward_agent.diagnosis.subject import Subject, load_subject  # noqa: E402

@@ -170,9 +170,7 @@ def _best_bits(name: str, part: _Part, elements: Tensor, kind: str) -> list[Cand
     gains = -slopes * (turned - floats)
     found = [
         Candidate(name, element, bit, kind, gain, likelier)
-        for element, bit, gain, likelier in zip(
-            whole.tolist(), bits.tolist(), gains.tolist(), (best - now).tolist(), strict=True
-        )
+        for element, bit, gain, likelier in zip(whole.tolist(), bits.tolist(), gains.tolist(), (best - now).tolist(), strict=True)
         if math.isfinite(likelier)
     ]
     if kind not in ("grow", "tiny"):
@@ -216,5 +214,8 @@ def _growing(part: _Part, count: int) -> Tensor:
     if part.prior.row_sums.numel() > 1:
         return found
     # So large a change of a norm's weight is beyond the first order: the most unusual are taken whatever it says.
-    smallest = (part.weight[elements].float().abs() / usual[elements]).topk(min(_UNUSUAL_PER_VECTOR, elements.numel()), largest=False)
-    return torch.unique(torch.cat((found, elements[smallest.indices])))
+    # Zeros among them are no flips: they would only hide what is.
+    shares = part.weight[elements].float().abs() / usual[elements]
+    shares[shares == 0] = math.inf
+    smallest = shares.topk(min(_UNUSUAL_PER_VECTOR, elements.numel()), largest=False)
+    return torch.unique(torch.cat((found, elements[smallest.indices[smallest.values.isfinite()]])))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bitward_agent.diagnosis.bars import BEYOND, LEAST_GAIN_SHARE, bars_for
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.objectives import passage_loss
 from bitward_agent.diagnosis.pieces import Pieces
@@ -41,36 +42,9 @@ _TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
 _PRIOR_LIMIT_NATS = 25.0
 _NEGLIGIBLE = 2.0**-10
+_RIVAL_NATS = 3.0
 FOUND_LIMIT = 16
 """Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
-LEAST_GAIN_SHARE = 0.008
-"""An un-flip must win this share of the held-out loss: in clean models the best of all bits wins less (docs/diagnosis.md)."""
-LEAST_GAIN_Z = 2.5
-"""…and so many standard errors of the mean difference by item."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """What an un-flip must win, as shares of the loss and in standard errors, and how much more usual it must make the weight, in nats."""
-
-    gain_share: float
-    gain_z: float
-    prior_nats: float
-
-    def passed(self, loss_before: float, loss_after: float, gain_z: float, prior_nats: float) -> bool:
-        is_gain = loss_before - loss_after >= self.gain_share * loss_after and gain_z >= self.gain_z
-        return is_gain and prior_nats >= self.prior_nats
-
-
-_OWN_LOSS = _Bar(LEAST_GAIN_SHARE, LEAST_GAIN_Z, -math.inf)
-_BEYOND = _Bar(0.1, LEAST_GAIN_Z, -math.inf)
-"""For a value beyond all others of its tensor: such were found that win 4 % for the text at hand and were never there."""
-_STAND_IN = _Bar(0.05, 4.0, 5.0)
-"""For encoders: nobody trained them for the loss that stands in, so that weights can be found which are better for it but were never so."""
-_LOST = (_Bar(0.02, 4.0, 8.0), _Bar(0.25, 4.0, -math.inf))
-"""For language models that do little better than chance: either they are badly damaged, or the text is not what they were trained for, and
-then many a change is a gain. What is turned must look wrong by itself, or be most of what is wrong."""
-_LOST_SHARE_OF_CHANCE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +65,15 @@ class Found:
     evidence_nats: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """A bit that was refused beside ``turned``, though it makes its weight far more usual: one weight may make up for two faults in its
+    neuron or channel, and then neither of them wins enough any more."""
+
+    turned: Found
+    instead: Candidate
+
+
 Bit = tuple[str, int, int]
 """A bit of the model: the parameter's name, the element in row-major order, the bit."""
 
@@ -105,6 +88,7 @@ class Profile:
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
+        self._rivals: list[_Rival] = []
         self.sensitivity: dict[str, float] = {}
         self.is_blind = False
         """Whether the last round could weigh nothing, as losses of the choosing batch were no numbers."""
@@ -116,14 +100,20 @@ class Profile:
             self._priors[name] = WeightPrior(self.parameters[name], [self.parameters[one] for one in around])
         return self._priors[name]
 
-    def run(
-        self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None, begun: Sequence[Found] = ()
-    ) -> list[Found]:
+    def run(self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None, begun: Sequence[Found] = ()) -> list[Found]:
         """Rounds until nothing more is confirmed, ``FOUND_LIMIT`` un-flips are made or ``stop`` says so.
 
         ``extra``: bits that other evidence points at; they are tried with those that the gradients propose. ``begun``: what earlier rounds
         have turned.
         """
+        if not begun:
+            self._rivals.clear()
+        found = self._rounds(begun, extra, tell)
+        for rival in list(self._rivals):
+            found = self._with_rival(rival, found, extra, tell)
+        return self._without_needless(found) if len(found) > 1 else found
+
+    def _rounds(self, begun: Sequence[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
         found = list(begun)
         while len(found) < FOUND_LIMIT and not self._stop():
             tell(f"profile: looking for fault {len(found) + 1} …")
@@ -131,7 +121,7 @@ class Profile:
             if not new:
                 break
             found += new
-        return self._without_needless(found) if len(found) > 1 else found
+        return found
 
     def round(self, extra: Sequence[Bit] = ()) -> list[Found]:
         """Look for a fault; what is confirmed is turned in the model. Further faults may come to light with it: the best is the first."""
@@ -171,12 +161,50 @@ class Profile:
         kept: list[Found] = []
         items = self.held_out().numel()
         strength = {id(one): _TEXT_WEIGHT * (one.loss_before - one.loss_after) * items + chosen.prior_nats for one, chosen in confirmed}
+        prior_nats: list[float] = []
+        refused: list[Candidate] = []
         for found, chosen in sorted(confirmed, key=lambda one: -strength[id(one[0])]):
             again = self._confirmed(chosen) if kept else found
             if again is not None:
                 self.turn(again.parameter, again.element, again.bit)
                 kept.append(again)
+                prior_nats.append(chosen.prior_nats)
+            else:
+                refused.append(chosen)
+        for chosen in refused:
+            self._rivals += self._rivals_of(chosen, [one for one, nats in zip(kept, prior_nats, strict=True) if _looks_worse(chosen, nats)])
         return kept
+
+    def _rivals_of(self, refused: Candidate, kept: Sequence[Found]) -> list[_Rival]:
+        """The first of the un-flips without which a bit that was refused beside them would be confirmed."""
+        for one in kept:
+            self.turn(one.parameter, one.element, one.bit)
+            is_confirmed = self._confirmed(refused) is not None
+            self.turn(one.parameter, one.element, one.bit)
+            if is_confirmed:
+                return [_Rival(one, refused)]
+        return []
+
+    def _with_rival(self, rival: _Rival, found: list[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
+        """The un-flips with the rival instead of what was turned, and whatever comes to light then, if they win more; else as they were."""
+        others = [one for one in found if one is not rival.turned]
+        if len(others) == len(found) or self._stop():
+            return found
+        before = float(self.held_out().mean())
+        self._turn_all([rival.turned])
+        instead = self._confirmed(rival.instead)
+        tried = [] if instead is None else [instead]
+        self._turn_all(tried)
+        if tried:
+            tried += self._rounds([], extra, tell)
+            if float(self.held_out().mean()) < before * (1 - LEAST_GAIN_SHARE / 2):
+                return others + tried
+        self._turn_all([*tried, rival.turned])
+        return found
+
+    def _turn_all(self, found: Sequence[Found]) -> None:
+        for one in found:
+            self.turn(one.parameter, one.element, one.bit)
 
     def _candidate(self, bit: Bit) -> Candidate:
         name, element, number = bit
@@ -267,19 +295,13 @@ class Profile:
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
         evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
-        bars = self._bars(loss_before)
+        bars = bars_for(loss_before, is_stand_in=self.subject.loss is passage_loss, chance_nats=self.subject.chance_nats)
         passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in bars)
         if self._is_beyond(one.parameter, one.element, before, after):
-            passes = passes and _BEYOND.passed(loss_before, loss_after, z, one.prior_nats)
+            passes = passes and BEYOND.passed(loss_before, loss_after, z, one.prior_nats)
         if not (passes and evidence >= 0):  # said so that what is no number does not pass
             return None
         return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
-
-    def _bars(self, loss: float) -> tuple[_Bar, ...]:
-        if self.subject.loss is passage_loss:
-            return (_STAND_IN,)
-        chance = self.subject.chance_nats
-        return _LOST if chance is not None and loss > _LOST_SHARE_OF_CHANCE * chance else (_OWN_LOSS,)
 
     def held_out(self) -> Tensor:
         """The loss of each held-out item for the model as it is now."""
@@ -323,6 +345,11 @@ class Profile:
             else:
                 kept.remove(one)
         return kept
+
+
+def _looks_worse(refused: Candidate, turned_nats: float) -> bool:
+    """Whether a weight looks more wrong by itself than one that was turned."""
+    return refused.prior_nats >= turned_nats + _RIVAL_NATS
 
 
 def _best_weights(tried: list[Candidate], count: int) -> list[tuple[str, int]]:

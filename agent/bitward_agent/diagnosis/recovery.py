@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from bitward_agent.diagnosis.bars import LEAST_GAIN_SHARE, LEAST_GAIN_Z
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, apply_changes, gain_z, mean_loss, replaced
 from bitward_agent.diagnosis.donors import Donor, donated
 from bitward_agent.diagnosis.facts import Attempt
 from bitward_agent.diagnosis.pieces import Pieces
-from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, LEAST_GAIN_Z
 from bitward_agent.diagnosis.remedies import Option, attenuation_options, clamp_options
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.uncertainty import predictor_of, uncertainty

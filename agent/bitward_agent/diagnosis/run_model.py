@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bitward_agent.diagnosis.bars import LEAST_GAIN_SHARE
 from bitward_agent.diagnosis.changes import Change, ChangeTrials, mean_loss, patches_of
 from bitward_agent.diagnosis.departures import load_trace, number_or_word, trace_blocks, trace_suspects
 from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
@@ -16,7 +17,7 @@ from bitward_agent.diagnosis.donors import Donor, donated, open_donors
 from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
 from bitward_agent.diagnosis.heap import return_freed_blocks
 from bitward_agent.diagnosis.perturbation import branch_scores, perturb
-from bitward_agent.diagnosis.profile import LEAST_GAIN_SHARE, Found, Profile
+from bitward_agent.diagnosis.profile import Found, Profile
 from bitward_agent.diagnosis.recovery import Part, Recovery
 from bitward_agent.diagnosis.subject import ModelError, Subject, load_subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, value_of
@@ -209,9 +210,7 @@ class ModelSteps:
         gain = f"lowers the loss by {best.gain:.4f} nats" if math.isfinite(best.gain) else "makes the loss a number"
         return scores, [f"{best.branch} at {best.factor:.0%} of its strength {gain}"]
 
-    def recover(
-        self, suspects: Sequence[Suspect], donors: Sequence[str]
-    ) -> tuple[list[Attempt], list[str]]:
+    def recover(self, suspects: Sequence[Suspect], donors: Sequence[str]) -> tuple[list[Attempt], list[str]]:
         """Clamp, restore or attenuate what is known to be wrong and no single bit explains."""
         opened, notes = open_donors(donors, self.subject)
         recovery = Recovery(self.subject, self.search.pieces, opened, stop=self._stop)
@@ -296,9 +295,7 @@ class ModelSteps:
         words = f"turning bit {found.bit} makes {change} and lowers {gain}"
         return self._suspect_at(found.parameter, found.element, found.bit, (found.before, found.after), found.evidence_nats, words)
 
-    def _suspect_at(
-        self, name: str, element: int, bit: int, values: tuple[float, float], score_nats: float, words: str
-    ) -> Suspect:
+    def _suspect_at(self, name: str, element: int, bit: int, values: tuple[float, float], score_nats: float, words: str) -> Suspect:
         parameter = self.search.parameters[name]
         form = FORMS[parameter.dtype]
         index = tuple(int(one) for one in torch.unravel_index(torch.tensor(element), parameter.shape))

@@ -243,7 +243,7 @@ def _batches(tokens: Sequence[int], loss: LossFunction, tokenizer: Any, device: 
             part = part[: len(part) // 2 * 2]
         if len(part) == 0 or (loss is passage_loss and len(part) < 4):
             continue
-        inputs, labels = (hide_tokens(part, tokenizer.mask_token_id) if loss is masked_loss else (part, part))
+        inputs, labels = hide_tokens(part, tokenizer.mask_token_id) if loss is masked_loss else (part, part)
         batches.append(TokenBatch({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, labels))
     if len(batches) < 2:
         raise InputError("the calibration text is too short: it must fill two batches, one to choose with and one to confirm")
