@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from bitward_agent.diagnosis.bars import BEYOND, LEAST_GAIN_SHARE, bars_for
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
+from bitward_agent.diagnosis.found import Found
 from bitward_agent.diagnosis.objectives import passage_loss
 from bitward_agent.diagnosis.pieces import Pieces
+from bitward_agent.diagnosis.rivals import Rivals
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
 from bitward_agent.diagnosis.trials import Trials, turned
@@ -42,36 +44,8 @@ _TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
 _PRIOR_LIMIT_NATS = 25.0
 _NEGLIGIBLE = 2.0**-10
-_RIVAL_NATS = 3.0
 FOUND_LIMIT = 16
 """Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An un-flip that the held-out text confirmed. Losses are means over the held-out items, in nats.
-
-    ``evidence_nats``: what text and tensor say for it, less the logarithm of how many bits might have been chosen.
-    """
-
-    parameter: str
-    element: int
-    bit: int
-    before: float
-    after: float
-    loss_before: float
-    loss_after: float
-    gain_z: float
-    evidence_nats: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Rival:
-    """A bit that was refused beside ``turned``, though it makes its weight far more usual: one weight may make up for two faults in its
-    neuron or channel, and then neither of them wins enough any more."""
-
-    turned: Found
-    instead: Candidate
 
 
 Bit = tuple[str, int, int]
@@ -88,7 +62,7 @@ class Profile:
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
-        self._rivals: list[_Rival] = []
+        self._rivals = Rivals(self)
         self.sensitivity: dict[str, float] = {}
         self.is_blind = False
         """Whether the last round could weigh nothing, as losses of the choosing batch were no numbers."""
@@ -107,10 +81,8 @@ class Profile:
         have turned.
         """
         if not begun:
-            self._rivals.clear()
-        found = self._rounds(begun, extra, tell)
-        for rival in list(self._rivals):
-            found = self._with_rival(rival, found, extra, tell)
+            self._rivals.forget()
+        found = self._rivals.settled(self._rounds(begun, extra, tell), lambda: self._rounds([], extra, tell))
         return self._without_needless(found) if len(found) > 1 else found
 
     def _rounds(self, begun: Sequence[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
@@ -137,7 +109,7 @@ class Profile:
         for weight in weights:
             options = self._bits_of(weight, trials)
             for chosen in self._compared(options)[:_BITS_CONFIRMED]:
-                found = self._confirmed(chosen)
+                found = self.confirmed(chosen)
                 if found is not None:
                     confirmed.append((found, chosen))
                     break
@@ -164,47 +136,15 @@ class Profile:
         prior_nats: list[float] = []
         refused: list[Candidate] = []
         for found, chosen in sorted(confirmed, key=lambda one: -strength[id(one[0])]):
-            again = self._confirmed(chosen) if kept else found
-            if again is not None:
-                self.turn(again.parameter, again.element, again.bit)
-                kept.append(again)
-                prior_nats.append(chosen.prior_nats)
-            else:
+            again = self.confirmed(chosen) if kept else found
+            if again is None:
                 refused.append(chosen)
-        for chosen in refused:
-            self._rivals += self._rivals_of(chosen, [one for one, nats in zip(kept, prior_nats, strict=True) if _looks_worse(chosen, nats)])
+                continue
+            self.turn(again.parameter, again.element, again.bit)
+            kept.append(again)
+            prior_nats.append(chosen.prior_nats)
+        self._rivals.note(refused, list(zip(kept, prior_nats, strict=True)))
         return kept
-
-    def _rivals_of(self, refused: Candidate, kept: Sequence[Found]) -> list[_Rival]:
-        """The first of the un-flips without which a bit that was refused beside them would be confirmed."""
-        for one in kept:
-            self.turn(one.parameter, one.element, one.bit)
-            is_confirmed = self._confirmed(refused) is not None
-            self.turn(one.parameter, one.element, one.bit)
-            if is_confirmed:
-                return [_Rival(one, refused)]
-        return []
-
-    def _with_rival(self, rival: _Rival, found: list[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
-        """The un-flips with the rival instead of what was turned, and whatever comes to light then, if they win more; else as they were."""
-        others = [one for one in found if one is not rival.turned]
-        if len(others) == len(found) or self._stop():
-            return found
-        before = float(self.held_out().mean())
-        self._turn_all([rival.turned])
-        instead = self._confirmed(rival.instead)
-        tried = [] if instead is None else [instead]
-        self._turn_all(tried)
-        if tried:
-            tried += self._rounds([], extra, tell)
-            if float(self.held_out().mean()) < before * (1 - LEAST_GAIN_SHARE / 2):
-                return others + tried
-        self._turn_all([*tried, rival.turned])
-        return found
-
-    def _turn_all(self, found: Sequence[Found]) -> None:
-        for one in found:
-            self.turn(one.parameter, one.element, one.bit)
 
     def _candidate(self, bit: Bit) -> Candidate:
         name, element, number = bit
@@ -285,7 +225,7 @@ class Profile:
             near = [replace(one, gain=one.gain + _gain(trials, one.parameter, one.element, one.bit)) for one in near]
         return sorted(near, key=_bit_evidence, reverse=True)
 
-    def _confirmed(self, one: Candidate) -> Found | None:
+    def confirmed(self, one: Candidate) -> Found | None:
         """What the held-out text says of turning a bit; ``None`` if it is not enough. The model is left as it was."""
         parameter = self.parameters[one.parameter]
         before, before_items = float(element_view(parameter, one.element)), self.held_out()
@@ -345,11 +285,6 @@ class Profile:
             else:
                 kept.remove(one)
         return kept
-
-
-def _looks_worse(refused: Candidate, turned_nats: float) -> bool:
-    """Whether a weight looks more wrong by itself than one that was turned."""
-    return refused.prior_nats >= turned_nats + _RIVAL_NATS
 
 
 def _best_weights(tried: list[Candidate], count: int) -> list[tuple[str, int]]:

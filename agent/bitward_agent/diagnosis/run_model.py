@@ -15,9 +15,10 @@ from bitward_agent.diagnosis.departures import load_trace, number_or_word, trace
 from bitward_agent.diagnosis.differential import compare_modules, compare_weights, load_reference, module_scores
 from bitward_agent.diagnosis.donors import Donor, donated, open_donors
 from bitward_agent.diagnosis.facts import Attempt, BlockScore, Step, Suspect, Unflip
+from bitward_agent.diagnosis.found import Found
 from bitward_agent.diagnosis.heap import return_freed_blocks
 from bitward_agent.diagnosis.perturbation import branch_scores, perturb
-from bitward_agent.diagnosis.profile import Found, Profile
+from bitward_agent.diagnosis.profile import Profile
 from bitward_agent.diagnosis.recovery import Part, Recovery
 from bitward_agent.diagnosis.subject import ModelError, Subject, load_subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, value_of
