@@ -194,6 +194,20 @@ def test_a_layout_is_verified_protected_damaged_and_repaired(layout: Path, model
     assert blob.read_bytes() == model.read_bytes()
 
 
+def test_a_sidecar_that_is_none_any_more_is_made_anew(layout: Path, model: Path) -> None:
+    assert bitward("oci", "protect", layout).code == 0
+    kept = bitward("oci", "protect", layout, "--json").document["blobs"]
+    assert [one["action"] for one in kept] == ["kept"]
+    ward = Path(kept[0]["sidecar"])
+    ward.write_bytes(bytes(ward.stat().st_size))
+    assert bitward("oci", "verify", layout).code == 4
+    anew = bitward("oci", "protect", layout, "--json")
+    assert (anew.code, [one["action"] for one in anew.document["blobs"]]) == (0, ["protected"]), anew.out
+    flip(layout / "blobs" / "sha256" / digest_of(model)[7:], 2_000_000)
+    told = bitward("oci", "verify", layout, "--json").document["blobs"]
+    assert [one["exit_code"] for one in told if one["digest"] == digest_of(model)] == [1]
+
+
 def test_a_sidecar_that_lies_about_its_contents_writes_nothing(layout: Path, model: Path) -> None:
     """It names the right digest and holds the parity of other contents: the blob must not be touched."""
     from bitward_agent.protect import Protection, preset_groups, protect_file

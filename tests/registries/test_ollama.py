@@ -291,6 +291,21 @@ def test_protecting_again_reads_what_has_a_sidecar(store: OllamaStore) -> None:
     assert ollama("protect", store).code == 1  # its sidecar can put that back
 
 
+def test_a_sidecar_that_is_none_any_more_is_made_anew(store: OllamaStore) -> None:
+    weights = store.add_model("tiny:latest", small_model(1))["layers"][0]["digest"]
+    assert ollama("protect", store).code == 0
+    ward = store.folder / "wards" / f"{store.blob(weights).name}.ward"
+    ward.write_bytes(bytes(ward.stat().st_size))
+    anew = ollama("protect", store)
+    assert (anew.code, blob_of(anew.document, weights)["action"]) == (0, "protected"), anew.out
+    before = ward.read_bytes()
+    assert [ollama("protect", store, "--force").code, ward.read_bytes() == before] == [0, False]
+    hurt(store.blob(weights), lambda data: data.__setitem__(5000, data[5000] ^ 4))
+    assert ollama("verify", store).code == 1
+    before = ward.read_bytes()
+    assert [ollama("protect", store, "--force").code, ward.read_bytes() == before] == [1, True]  # damage is not protected
+
+
 # ------------------------------------------------------------------------------------------------------------------ hostile stores
 
 

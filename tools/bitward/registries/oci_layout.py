@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file, report_with
+from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file, report_with, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_sidecars import scratch_folder
 from bitward.targets import VERDICT_OF_CODE
@@ -255,11 +255,19 @@ def protect_layout(folder: str, request: LayoutRequest) -> BlobsReport:
     return _finish(layout, "protect", blobs, started, artifacts)
 
 
+def _has_sidecar(layout: Layout, layer: Descriptor) -> bool:
+    """Whether a layer has a sidecar that is whole and its own: one that is neither does not count as protection."""
+    ward, own = layout.sidecar_of(layer.digest), layout.sidecars.get(layer.digest)
+    if own is not None and check_blob(ward, _wanted(own), "").verdict is not Verdict.INTACT:
+        return False
+    return os.path.lexists(ward) and not why_foreign(ward, _wanted(layer))
+
+
 def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: LayoutRequest) -> tuple[BlobReport, Descriptor | None]:
     from bitward.registries.oci_push import make_sidecar
 
     blank = _blank(layout, layer)
-    if blank.sidecar and not request.force:
+    if not request.force and _has_sidecar(layout, layer):
         found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs, progress=request.progress)
         return report_with(blank, replace(found, message=found.message or "its sidecar is there already"), "kept"), None
     ward = os.path.join(scratch, f"{layer.hex}.ward")
@@ -272,7 +280,7 @@ def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: Layou
         os.replace(ward, layout.path_of(sidecar.digest))
     except (BitwardError, FormatError, OSError) as error:
         code = ExitCode.CANNOT_TELL if os.path.lexists(blank.path) else ExitCode.NOT_REPAIRABLE
-        found = check_blob(blank.path, _wanted(layer), "")
+        found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs)
         if found.verdict is Verdict.DAMAGED:
             return report_with(blank, replace(found, message=f"damaged already, not protected: {found.message}")), None
         return replace(blank, message=str(error), exit_code=code), None

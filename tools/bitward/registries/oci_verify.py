@@ -59,7 +59,7 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
         manifest = wanted_manifest(repository)
         sidecars = find_sidecars(repository, manifest)
         wanted = unique((manifest.config, *manifest.layers))
-        blobs = [_verify_one(repository, one, sidecars, request) for one in wanted]
+        blobs = [verify_served(repository, one, sidecars.by_layer.get(one.digest, ()), request) for one in wanted]
         config = replace(blobs[0], name=manifest.config.title or "(config)")
         blobs = [config, *blobs[1:], *_verify_sidecars(repository, sidecars)]
     code = worst_of(blobs)
@@ -78,9 +78,8 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
     )
 
 
-def _verify_one(repository: Repository, layer: Descriptor, sidecars: Sidecars, request: VerifyRequest) -> BlobReport:
-    """One blob as it is served. Every failure comes back as a value."""
-    candidates = sidecars.by_layer.get(layer.digest, ())
+def verify_served(repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], request: VerifyRequest) -> BlobReport:
+    """One blob as it is served, with what its sidecars say of it if it is damaged. Every failure comes back as a value."""
     report = BlobReport(layer.name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
     if candidates:
         report = replace(report, sidecar=candidates[-1].digest, sidecar_bytes=candidates[-1].size)
@@ -89,7 +88,7 @@ def _verify_one(repository: Repository, layer: Descriptor, sidecars: Sidecars, r
         if not wrong:
             return replace(report, verdict=Verdict.INTACT)
         damaged = replace(report, verdict=Verdict.DAMAGED, message=wrong, exit_code=ExitCode.NOT_REPAIRABLE)
-        return _locate(repository, layer, candidates, damaged, request) if candidates else damaged
+        return locate(repository, layer, candidates, damaged, request) if candidates else damaged
     except NotInRegistryError:
         return replace(report, verdict=Verdict.DAMAGED, message="missing", exit_code=ExitCode.NOT_REPAIRABLE)
     except (BitwardError, FormatError) as error:
@@ -129,7 +128,7 @@ def _served(repository: Repository, layer: Descriptor, progress: ProgressSink | 
     return Wanted(digest.hexdigest(), done)
 
 
-def _locate(
+def locate(
     repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], damaged: BlobReport, request: VerifyRequest
 ) -> BlobReport:
     """The damage, named by the sidecar: the blob is fetched once more, to be read at any place."""

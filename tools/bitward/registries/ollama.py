@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, report_with
+from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, report_with, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
@@ -107,10 +107,13 @@ def verify_store(request: StoreRequest) -> BlobsReport:
     return look.report("verify", [_verify_one(look, blob) for blob in (*look.store.blobs, *others)])
 
 
+def _wanted(blob: StoreBlob) -> Wanted:
+    return Wanted(blob.descriptor.hex, blob.descriptor.size)
+
+
 def _verify_one(look: _Look, blob: StoreBlob) -> BlobReport:
     blank = look.blank(blob)
-    wanted = Wanted(blob.descriptor.hex, blob.descriptor.size)
-    found = check_blob(blank.path, wanted, look.sidecar_of(blank.digest), jobs=look.request.jobs, progress=look.request.progress)
+    found = check_blob(blank.path, _wanted(blob), look.sidecar_of(blank.digest), jobs=look.request.jobs, progress=look.request.progress)
     return _state(look, blank, found)
 
 
@@ -134,17 +137,21 @@ def protect_store(request: StoreRequest) -> BlobsReport:
     from bitward.protecting import protect_paths
 
     look = _Look(request)
-    paths = ProtectPaths(request.preset, request.leaf_hash, None, False, request.jobs, request.progress)
     blobs = []
     for blob in look.store.blobs:
         blank = look.blank(blob)
         if not os.path.lexists(blank.path):
             blobs.append(_state(look, blank, Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)))
             continue
-        if blank.sidecar and not request.force:
+        if blank.sidecar and not request.force and not why_foreign(blank.sidecar, _wanted(blob)):
             kept = _verify_one(look, blob)
             blobs.append(replace(kept, action="kept", message=kept.message or "has a sidecar already"))
             continue
+        if blank.sidecar and (found := _verify_one(look, blob)).exit_code:
+            blobs.append(replace(found, message=f"not protected: {found.message}"))
+            continue
+        # What has its digest may get a new sidecar in the place of an old one; what has not is never protected as it is.
+        paths = ProtectPaths(request.preset, request.leaf_hash, None, bool(blank.sidecar), request.jobs, request.progress)
         (made,) = protect_paths([blank.path], look.sidecar_dir, paths).files
         verdict = VERDICT_OF_CODE[made.exit_code]
         done = replace(look.blank(blob), verdict=verdict, message=made.message, exit_code=made.exit_code)
@@ -234,7 +241,7 @@ def _reference(name: ModelName, address: WebAddress | None) -> Reference:
 
 def _repair_one(look: _Look, blob: StoreBlob, origins: _Origins) -> BlobReport:
     blank, one = look.blank(blob), blob.descriptor
-    ward, wanted = look.sidecar_of(one.digest), Wanted(one.hex, one.size)
+    ward, wanted = look.sidecar_of(one.digest), _wanted(blob)
     jobs, progress = look.request.jobs, look.request.progress
     found = check_blob(blank.path, wanted, ward, jobs=jobs, progress=progress)
     if found.verdict is Verdict.INTACT or look.request.dry_run:
