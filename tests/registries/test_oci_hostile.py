@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from bitward.cli.failure import failure_of
+from bitward.registries.oci_protect import ProtectRequest, protect
 from bitward.registries.oci_pull import PullRequest, pull
 from bitward.registries.oci_verify import VerifyRequest, verify
-from bitward_agent.errors import BitwardError
+from bitward_agent.errors import BitwardError, WriteError
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError, OciError
@@ -349,6 +350,66 @@ def test_a_blob_that_never_ends(door: ReferrersProxy, tmp_path: Path) -> None:
     report = pull(serve(door, Made()), str(tmp_path / "out"), PullRequest(HASTE))
     assert (report.exit_code, "sends more than the" in report.blobs[0].message) == (3, True)
     assert os.listdir(tmp_path / "out") == []
+
+
+def blobs_asked(door: ReferrersProxy) -> list[str]:
+    return [one.path for one in door.seen if "/blobs/" in one.path]
+
+
+def test_sizes_beyond_the_disk_are_told_before_the_first_byte(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Each of them would do; together they are more than any disk has. The sum is named, and no blob is asked for."""
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    layers = [{**described(bytes([one])), "size": free // 2, "annotations": {TITLE: f"{one}.bin"}} for one in range(3)]
+    with pytest.raises(WriteError, match=f"{3 * (free // 2):,} bytes are wanted"):
+        pull(serve(door, Made(layers)), str(tmp_path / "out"), PullRequest(HASTE))
+    assert blobs_asked(door) == []
+    assert os.listdir(tmp_path / "out") == []
+    done = bitward("oci", "pull", f"{door.host}/a/b:v1", tmp_path / "out")
+    assert (done.code, "make room" in done.err) == (3, True)
+    # Files that are there need no room; nor does what is read without being kept.
+    (tmp_path / "out" / "0.bin").write_bytes(b"")
+    with pytest.raises(WriteError, match=f"{2 * (free // 2):,} bytes are wanted"):
+        pull(f"{door.host}/a/b:v1", str(tmp_path / "out"), PullRequest(HASTE))
+
+
+def test_a_damaged_blob_of_an_absurd_size_is_not_saved_to_be_looked_at(door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made([{**described(DATA), "size": 1 << 60}])
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    report = verify(serve(door, made), VerifyRequest(HASTE))
+    assert (report.exit_code, "make room" in report.blobs[1].message) == (4, True), report
+    assert "are missing" in report.blobs[1].message  # what was found stays true, though where cannot be told
+    done = protect(f"{door.host}/a/b:v1", ProtectRequest(HASTE, force=True))
+    assert (done.exit_code, "make room" in done.blobs[0].message) == (3, True), done
+
+
+def test_what_may_be_fetched_bounds_the_whole_pull(door: ReferrersProxy, tmp_path: Path) -> None:
+    name = serve(door, Made())
+    told = bitward("oci", "pull", name, tmp_path / "out", "--max-fetch", str(len(DATA) - 1))
+    assert (told.code, "--max-fetch" in told.err) == (3, True)
+    assert blobs_asked(door) == []
+    assert bitward("oci", "pull", name, tmp_path / "out", "--max-fetch", str(len(DATA))).code == 0
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+
+
+def test_sidecars_without_end_are_not_all_tried(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Sixty-four artefacts, each with a sidecar that is none and as long as is let through."""
+    made = Made()
+    own = digest_of(made.manifest())
+    about = {"mediaType": IMAGE_MANIFEST, "digest": own, "size": len(made.manifest())}
+    listed = []
+    for number in range(64):
+        junk = bytes([number]) * 1000
+        made.add_blob(junk)
+        value = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "artifactType": SIDECAR_ARTIFACT, "config": described(EMPTY_BLOB)}
+        layers = [described(junk, annotations={OF_LAYER: digest_of(DATA)})]
+        artefact = json.dumps({**value, "layers": layers, "subject": about}).encode()
+        made.set_manifest(artefact, "unused")
+        listed.append({**described(artefact), "mediaType": IMAGE_MANIFEST, "artifactType": SIDECAR_ARTIFACT})
+    index = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": listed}).encode()
+    made.paths[f"/v2/a/b/manifests/{referrers_tag(own)}"] = 200, {"Content-Type": IMAGE_INDEX}, index
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, "cannot be used" in report.blobs[0].message) == (0, True), report
+    assert len(blobs_asked(door)) <= 5
 
 
 def test_a_compressed_form_is_not_taken(door: ReferrersProxy, tmp_path: Path) -> None:

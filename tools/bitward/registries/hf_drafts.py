@@ -15,7 +15,7 @@ from itertools import islice
 
 from bitward.registries.hf_blobs import read_blob
 from bitward.registries.hf_server import FilePlace
-from bitward_agent.durable import make_folder, sync_folder
+from bitward_agent.durable import check_room, make_folder, sync_folder
 from bitward_agent.errors import BusyError, SourceError, WriteError
 from bitward_agent.io import DISK, OpenFile, Range, open_folder, reason
 from bitward_agent.sources.limits import Meter
@@ -39,11 +39,8 @@ def draft_of(target: str, size: int) -> Iterator[OpenFile]:
     folder, name = os.path.split(target)
     temporary = f"{name}.{secrets.token_hex(4)}.incomplete"
     make_folder(folder)
+    check_room(folder, size, target)
     try:
-        room = os.statvfs(folder)
-        free = room.f_bavail * room.f_frsize
-        if free < size:
-            raise WriteError(f"{target}: {size:,} bytes are wanted, and {free:,} are free: make room and try again")
         folder_fd = open_folder(folder)
     except OSError as error:
         raise WriteError(f"{target}: cannot write: {reason(error)}") from error

@@ -21,7 +21,7 @@ from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
 from bitward.targets import VERDICT_OF_CODE
-from bitward_agent.durable import make_folder, sync_folder
+from bitward_agent.durable import check_room, make_folder, sync_folder
 from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, open_folder, reason, resolve
@@ -35,19 +35,23 @@ from bitward_formats.frozen import dataclass
 from bitward_formats.oci import Descriptor, file_names
 from bitward_formats.unit_index import UnitEntry
 
+_Todo = tuple[str, Descriptor, tuple[Descriptor, ...]]
+"""A layer's name, the layer, and its sidecars."""
 WORK_FOLDER = ".bitward-pull"
 """Below the folder that is pulled into, while a pull is at work."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What was asked for. ``force``: replace files that are in the way."""
+    """What was asked for. ``force``: replace files that are in the way. ``bounds_all``: the bytes of the limits are those of all that is
+    fetched, and not only of what is fetched again."""
 
     limits: Limits
     plain_http: bool = False
     force: bool = False
     jobs: int | None = None
     progress: ProgressSink | None = None
+    bounds_all: bool = False
 
 
 def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
@@ -55,8 +59,8 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
 
     Raises:
         InputError: the reference is none.
-        SourceError, OciError, UntrustedError: the manifest cannot be had or used. Then nothing was written.
-        WriteError: the folder cannot be made.
+        SourceError, OciError, UntrustedError: the manifest cannot be had or used, or asks for more bytes than may be fetched.
+        WriteError: the folder cannot be made, or has no room for what the manifest asks for. Then no blob was asked for.
     """
     started = time.monotonic()
     named = parse_reference(reference, plain_http=request.plain_http)
@@ -67,12 +71,17 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
         top = resolve(folder)
         make_folder(top)
         taken = {f"{name}.ward" for name in names} & set(names)
-        blobs = []
+        todo = [
+            (name, layer, () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ()))
+            for name, layer in dict(zip(names, manifest.layers, strict=True)).items()
+        ]
+        size = _bytes_to_come(top, todo, request)
+        if request.bounds_all:
+            repository.budget.reserve(size)
         with pull_folder(top) as scratch:
+            check_room(top, size, named.name)
             puller = _Puller(repository, top, scratch, request)
-            for name, layer in dict(zip(names, manifest.layers, strict=True)).items():
-                candidates = () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ())
-                blobs.append(puller.pull(name, layer, candidates))
+            blobs = [puller.pull(*one) for one in todo]
     notes = [*sidecars.notes, *([] if blobs else ["the manifest has no layers: there is nothing to pull"])]
     code = worst_of(blobs)
     if not code and blobs:
@@ -90,6 +99,16 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
         notes=tuple(notes),
         exit_code=code,
     )
+
+
+def _bytes_to_come(top: str, todo: list[_Todo], request: PullRequest) -> int:
+    """What the layers and sidecars take that are not there yet, by the manifest and its referrers."""
+    size = 0
+    for name, layer, candidates in todo:
+        path = os.path.join(top, *name.split("/"))
+        size += layer.size if request.force or not os.path.lexists(path) else 0
+        size += candidates[-1].size if candidates and not os.path.lexists(f"{path}.ward") else 0
+    return size
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bitward.registries.blob_check import Wanted, hash_file
 from bitward.registries.oci_client import Repository
+from bitward_agent.durable import check_room
 from bitward_agent.errors import BitwardError, UntrustedError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.verify import open_sidecar
@@ -36,6 +37,8 @@ from bitward_formats.oci import (
 
 _ARTIFACTS_LIMIT = 64
 """Most sidecar artefacts of one manifest that are looked into."""
+_CANDIDATES_LIMIT = 4
+"""Most sidecars of one layer that are tried, the newest: who may push there must not make others fetch without end."""
 _SIDECAR_FLOOR_BYTES = 64 << 20
 """A sidecar may be as long as its layer and this; no preset comes near it, and nothing longer is fetched."""
 
@@ -71,7 +74,7 @@ def find_sidecars(repository: Repository, manifest: Manifest) -> Sidecars:
             used.append(one.digest)
         for layer, sidecar in found.items():
             if layer in sizes and sidecar.size <= sizes[layer] + _SIDECAR_FLOOR_BYTES:
-                by_layer[layer] = (*by_layer.get(layer, ()), sidecar)
+                by_layer[layer] = (*by_layer.get(layer, ()), sidecar)[-_CANDIDATES_LIMIT:]
     how = {True: "api", False: "tag", None: ""}[repository.has_referrers_api]
     return Sidecars(tuple(used), by_layer, how if used else "", tuple(notes))
 
@@ -82,9 +85,11 @@ def save_blob(
     """A blob's bytes into a new file, as they come. What they are: their digest and number.
 
     Raises:
-        SourceError: the registry does not have it, or cannot give it.
+        SourceError: the registry does not have it, cannot give it, or sends more than its descriptor says.
+        WriteError: there is no room for it. Then nothing was asked for.
         OSError: it cannot be written.
     """
+    check_room(os.path.dirname(path), descriptor.size, descriptor.name)
     digest, done = hashlib.sha256(), 0
     with open(path, "xb") as file:
         for chunk in repository.blob(descriptor):

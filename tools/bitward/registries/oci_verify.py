@@ -131,7 +131,17 @@ def _served(repository: Repository, layer: Descriptor, progress: ProgressSink | 
 def locate(
     repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], damaged: BlobReport, request: VerifyRequest
 ) -> BlobReport:
-    """The damage, named by the sidecar: the blob is fetched once more, to be read at any place."""
+    """The damage, named by the sidecar: the blob is fetched once more, to be read at any place. It stays damaged if that fails."""
+    try:
+        return _located(repository, layer, candidates, damaged, request)
+    except (BitwardError, FormatError, OSError) as error:
+        told = reason(error) if isinstance(error, OSError) else str(error)
+        return replace(damaged, message=f"{damaged.message}; where could not be looked for: {told}")
+
+
+def _located(
+    repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], damaged: BlobReport, request: VerifyRequest
+) -> BlobReport:
     with scratch_folder() as scratch:
         path = os.path.join(scratch, scratch_name(layer))
         told = save_sidecar(repository, candidates, f"{path}.ward")
