@@ -415,3 +415,41 @@ def test_links_out_of_the_store_are_not_followed(store: OllamaStore, tmp_path: P
 def test_names_are_filled_up_as_ollama_does(text: str, parts: tuple[str, ...] | None) -> None:
     name = parse_model(text)
     assert (name and (name.host, name.namespace, name.model, name.tag)) == parts
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("damage", ["none", "flip", "zeros"])
+@pytest.mark.parametrize("tail", [1, 5000, 3 * MIB])
+def test_what_is_too_long_is_cut_back(store: OllamaStore, tmp_path: Path, tail: int, damage: str, *, protected: bool) -> None:
+    """The right bytes and then a tail, of noise or of zeros; and the same with damage before it."""
+    data = small_model(2)
+    weights = store.add_model("tiny:latest", data)["layers"][0]["digest"]
+    other = OllamaStore(tmp_path / "other")
+    other.add_model("tiny:latest", data)
+    if protected:
+        assert ollama("protect", store).code == 0
+    blob = store.blob(weights)
+    for more in (random.Random(tail).randbytes(tail), bytes(tail)):
+
+        def change(content: bytearray, more: bytes = more) -> None:
+            if damage == "flip":
+                content[100_000] ^= 4
+            elif damage == "zeros":
+                content[65536 : 65536 + 8192] = bytes(8192)
+            content += more
+
+        hurt(blob, change)
+        before = blob.read_bytes()
+        found = ollama("verify", store)
+        assert f"{tail:,} bytes too many" in blob_of(found.document, weights)["message"]
+        done = ollama("repair", store)
+        needs_other = damage != "none" and not protected
+        assert done.code == (4 if needs_other else 0), done.out
+        assert found.code == 1 if damage == "none" else found.code in (1, 4)  # 1 is a promise
+        if needs_other:
+            assert blob.read_bytes() == before
+            done = ollama("repair", store, "--from", other.folder)
+            assert done.code == 0, done.out
+        assert blob.read_bytes() == data
+        assert blob_of(done.document, weights)["action"] == "healed"
+        assert ollama("verify", store).code == 0

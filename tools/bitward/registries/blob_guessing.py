@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from bitward.registries.blob_check import Healing, Wanted, difference, hash_file
+from bitward.registries.blob_check import Healing, difference
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.blob_suspects import SUSPECTS_LIMIT, suspects
 from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError

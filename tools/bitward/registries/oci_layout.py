@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file, report_with, why_foreign
+from bitward.registries.blob_check import MISSING, Healing, check_blob, report_with, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_reading import Wanted, copy_readable, hash_file
 from bitward.registries.oci_sidecars import scratch_folder
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import atomic_file, make_folder
@@ -218,7 +218,7 @@ def repair_layout(folder: str, request: LayoutRequest) -> BlobsReport:
             with scratch_folder(layout.folder) as scratch:
                 own = os.path.join(scratch, "sidecar.ward")
                 if os.path.isfile(ward) and not os.path.islink(ward):
-                    shutil.copyfile(ward, own)
+                    copy_readable(ward, own)
                 done = heal_beside(blank.path, _wanted(one), own, copies, found, scratch, log, jobs=request.jobs, progress=request.progress)
         except BitwardError as error:
             done = Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)

@@ -11,8 +11,9 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, difference, hash_file, why_foreign
+from bitward.registries.blob_check import difference, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_reference import parse_reference

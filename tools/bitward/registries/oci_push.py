@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bitward.registries.blob_check import hash_file
 from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_reading import hash_file
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_reference import Reference, parse_reference
 from bitward.registries.oci_sidecars import FileBody, attach_sidecars, find_sidecars, scratch_folder

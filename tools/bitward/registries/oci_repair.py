@@ -11,9 +11,10 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, check_blob, report_with
+from bitward.registries.blob_check import check_blob, report_with
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
 from bitward.registries.blob_healing import heal_beside
+from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_layout import log_in
 from bitward.registries.oci_reference import Reference, parse_reference

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitward.registries.blob_check import Wanted, hash_file
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import Repository
 from bitward_agent.durable import check_room
 from bitward_agent.errors import BitwardError, UntrustedError

@@ -10,8 +10,9 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, check_blob, difference
+from bitward.registries.blob_check import check_blob, difference
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import (

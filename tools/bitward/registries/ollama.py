@@ -14,8 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, report_with, why_foreign
+from bitward.registries.blob_check import MISSING, Healing, check_blob, report_with, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
 from bitward.targets import VERDICT_OF_CODE
