@@ -159,7 +159,7 @@ def heal_beside(
         log: where a line about what was written is added.
     """
     copy = os.path.join(scratch, wanted.sha256)
-    if found.message == MISSING:
+    if found.message == MISSING or found.exit_code == ExitCode.CANNOT_TELL:
         return found
     try:
         copy_readable(path, copy, wanted.size)

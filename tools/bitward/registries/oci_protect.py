@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_check import difference, why_foreign
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_push import make_sidecar
@@ -28,10 +28,8 @@ from bitward.registries.oci_sidecars import (
     wanted_manifest,
 )
 from bitward.registries.oci_verify import VerifyRequest, locate, verify_served
-from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
-from bitward_agent.io import reason
 from bitward_agent.protect import preset_groups
 from bitward_agent.sources.limits import Limits
 from bitward_agent.units import is_ours
@@ -81,20 +79,8 @@ def protect(reference: str, request: ProtectRequest) -> BlobsReport:
         if made:
             attached, how = attach_sidecars(repository, manifest, made)
             artifacts = (*artifacts, attached)
-    code = worst_of(blobs)
-    return BlobsReport(
-        "bitward.oci-protect/1",
-        named.name,
-        VERDICT_OF_CODE[code],
-        sum(blob.bytes for blob in blobs),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        artifacts,
-        how,
-        notes=known.notes,
-        exit_code=code,
-    )
+    own = manifest.descriptor.digest
+    return report_of("bitward.oci-protect/1", named.name, blobs, started, digest=own, sidecars=artifacts, referrers=how, notes=known.notes)
 
 
 def _report(layer: Descriptor) -> BlobReport:
@@ -110,10 +96,8 @@ def _kept(repository: Repository, layer: Descriptor, known: Sidecars, folder: st
     path = os.path.join(folder, "has.ward")
     try:
         whole = next((one for one in reversed(candidates) if _is_whole(repository, one, layer, path)), None)
-    except BitwardError as error:
-        return replace(_report(layer), message=f"whether its sidecar is whole: {error}", exit_code=ExitCode.CANNOT_TELL)
-    except OSError as error:
-        return replace(_report(layer), message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, OSError) as error:
+        return failed(_report(layer), error)
     if whole is None:
         return None
     found = verify_served(repository, layer, (whole,), _looking(request))
@@ -152,9 +136,7 @@ def _protect_one(
             return (locate(repository, layer, older, damaged, _looking(request)) if older else damaged), ""
         make_sidecar(path, ward, layer.hex, "the manifest", request.preset, request.leaf_hash, request.jobs)
         os.remove(path)
-    except (BitwardError, FormatError) as error:
-        return replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL), ""
-    except OSError as error:
-        return replace(report, message=reason(error), exit_code=ExitCode.CANNOT_TELL), ""
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(report, error), ""
     done = replace(report, verdict=Verdict.INTACT, action="protected", sidecar_bytes=os.path.getsize(ward))
     return replace(done, sidecar=f"sha256:{hash_file(ward).sha256}"), ward

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from bitward.registries.blob_check import Healing, check_blob, difference, why_foreign
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import Healing, check_blob, difference, report_with, why_foreign
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_healing import heal_beside, heal_blob
 from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
-from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import check_room, make_folder, sync_folder
 from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
@@ -84,21 +83,11 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
             puller = _Puller(repository, top, scratch, request)
             blobs = [puller.pull(*one) for one in todo]
     notes = [*sidecars.notes, *([] if blobs else ["the manifest has no layers: there is nothing to pull"])]
-    code = worst_of(blobs)
-    if not code and blobs:
+    if blobs and not any(blob.exit_code for blob in blobs):
         notes += _index(top, blobs)
-    return BlobsReport(
-        "bitward.oci-pull/1",
-        named.name,
-        VERDICT_OF_CODE[code],
-        sum(blob.bytes for blob in blobs),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        sidecars.artifacts,
-        sidecars.how,
-        notes=tuple(notes),
-        exit_code=code,
+    own, found = manifest.descriptor.digest, sidecars.artifacts
+    return report_of(
+        "bitward.oci-pull/1", named.name, blobs, started, digest=own, sidecars=found, referrers=sidecars.how, notes=tuple(notes)
     )
 
 
@@ -158,10 +147,8 @@ class _Puller:
                 return self._fresh(report, layer, candidates, scratch)
         except NotInRegistryError as error:
             return replace(report, verdict=Verdict.DAMAGED, path="", message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
-        except (BitwardError, FormatError) as error:
-            return replace(report, path="", message=str(error), exit_code=ExitCode.CANNOT_TELL)
-        except OSError as error:
-            return replace(report, path="", message=f"{path}: {reason(error)}", exit_code=ExitCode.CANNOT_TELL)
+        except (BitwardError, FormatError, OSError) as error:
+            return failed(replace(report, path=""), error)
 
     def _fresh(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
         part = os.path.join(scratch, os.path.basename(report.path))
@@ -181,16 +168,15 @@ class _Puller:
                 source.close()
             told = "; ".join(filter(None, (f"arrived damaged: {wrong}", healing.message, told)))
         if healing.verdict is not Verdict.INTACT:
-            lost = replace(report, verdict=Verdict.DAMAGED, path="", message=f"{told}; it was not kept", exit_code=healing.exit_code)
-            return _with(lost, healing)
+            return replace(report_with(report, healing), verdict=Verdict.DAMAGED, path="", message=f"{told}; it was not kept")
         state, note = self._settle_sidecar(part, ward)
         _publish(part, report.path)
-        action = "healed" if wrong else "pulled"
-        done = replace(report, verdict=Verdict.INTACT, action=action, message="; ".join(filter(None, (told, note))))
+        done = report_with(report, healing, "healed" if wrong else "pulled")
+        done = replace(done, message="; ".join(filter(None, (told, note))))
         if state:
             _publish(ward, f"{report.path}.ward")
             done = replace(done, sidecar=f"{report.path}.ward", sidecar_bytes=os.path.getsize(f"{report.path}.ward"))
-        return _with(done, healing)
+        return done
 
     def _settle_sidecar(self, part: str, ward: str) -> tuple[bool, str]:
         """Whether a sidecar is there that fits the file, whose digest is right; a sidecar that was damaged is healed from the file."""
@@ -219,7 +205,7 @@ class _Puller:
                 raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
             healing = self._heal_existing(report, layer, ward, scratch)
             notes = [f"was damaged: {wrong}", healing.message]
-            done = _with(replace(report, verdict=healing.verdict, action="healed", exit_code=healing.exit_code), healing)
+            done = report_with(report, healing, "healed")
             if healing.verdict is not Verdict.INTACT:
                 return replace(done, action="", message="; ".join(filter(None, notes)))
         if ward != own:
@@ -248,17 +234,6 @@ class _Puller:
     def _is_damage(self, path: str, ward: str) -> bool:
         """Whether a file that differs is a damaged copy of what the sidecar knows, and not something that somebody wrote there."""
         return verify_file(path, ward, jobs=self.request.jobs).verdict is Verdict.DAMAGED
-
-
-def _with(report: BlobReport, healing: Healing) -> BlobReport:
-    return replace(
-        report,
-        repaired=healing.repaired,
-        remaining=healing.remaining,
-        fetched_bytes=healing.fetched_bytes,
-        damage=healing.damage,
-        sources=healing.sources,
-    )
 
 
 def _take_time(path: str, ward: str) -> None:

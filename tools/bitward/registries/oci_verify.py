@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from bitward.registries.blob_check import check_blob, difference
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_client import NotInRegistryError, Repository
 from bitward.registries.oci_reference import parse_reference
@@ -25,7 +25,6 @@ from bitward.registries.oci_sidecars import (
     unique,
     wanted_manifest,
 )
-from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, Progress, ProgressSink, Verdict
 from bitward_agent.io import OpenFile, reason
@@ -63,19 +62,9 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
         blobs = [verify_served(repository, one, sidecars.by_layer.get(one.digest, ()), request) for one in wanted]
         config = replace(blobs[0], name=manifest.config.title or "(config)")
         blobs = [config, *blobs[1:], *_verify_sidecars(repository, sidecars)]
-    code = worst_of(blobs)
-    return BlobsReport(
-        "bitward.oci-verify/1",
-        named.name,
-        VERDICT_OF_CODE[code],
-        sum(blob.bytes for blob in blobs),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        sidecars.artifacts,
-        sidecars.how,
-        notes=sidecars.notes,
-        exit_code=code,
+    own, found = manifest.descriptor.digest, sidecars.artifacts
+    return report_of(
+        "bitward.oci-verify/1", named.name, blobs, started, digest=own, sidecars=found, referrers=sidecars.how, notes=sidecars.notes
     )
 
 
@@ -92,10 +81,8 @@ def verify_served(repository: Repository, layer: Descriptor, candidates: tuple[D
         return locate(repository, layer, candidates, damaged, request) if candidates else damaged
     except NotInRegistryError:
         return replace(report, verdict=Verdict.DAMAGED, message="missing", exit_code=ExitCode.NOT_REPAIRABLE)
-    except (BitwardError, FormatError) as error:
-        return replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    except OSError as error:
-        return replace(report, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(report, error)
 
 
 def _verify_sidecars(repository: Repository, sidecars: Sidecars) -> list[BlobReport]:
@@ -109,7 +96,7 @@ def _verify_sidecars(repository: Repository, sidecars: Sidecars) -> list[BlobRep
         except NotInRegistryError:
             wrong = "missing"
         except BitwardError as error:
-            reports.append(replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL))
+            reports.append(failed(report, error))
             continue
         if wrong:
             told = f"{wrong}; 'bitward oci protect --force' makes it anew"

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bitward.registries.blob_check import MISSING, Healing, check_blob, report_with, why_foreign
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
@@ -85,16 +85,13 @@ class _Look:
             users=tuple(user.shortest for user in blob.users),
         )
 
-    def report(self, command: str, blobs: Sequence[BlobReport], notes: tuple[str, ...] = ()) -> BlobsReport:
+    def report(self, command: str, blobs: Sequence[BlobReport]) -> BlobsReport:
         unread = [
             BlobReport(name, "", "", 0, Verdict.UNVERIFIABLE, users=(name,), message=told, exit_code=ExitCode.CANNOT_TELL)
             for name, told in self.store.unread
         ]
-        code = worst_of((*unread, *blobs))
-        seconds = time.monotonic() - self.started
-        size = sum(blob.bytes for blob in blobs)
-        report = BlobsReport(f"bitward.ollama-{command}/1", self.store.folder, VERDICT_OF_CODE[code], size, seconds, (*unread, *blobs))
-        return replace(report, leftovers=self.store.leftovers, notes=notes, exit_code=code)
+        every = (*unread, *blobs)
+        return report_of(f"bitward.ollama-{command}/1", self.store.folder, every, self.started, leftovers=self.store.leftovers)
 
 
 def verify_store(request: StoreRequest) -> BlobsReport:
@@ -253,8 +250,8 @@ def _repair_one(look: _Look, blob: StoreBlob, origins: _Origins) -> BlobReport:
     try:
         copies, whole = origins.of(blob)
         done = heal_blob(blank.path, wanted, ward, copies, found, whole=whole, jobs=jobs, progress=progress)
-    except (BitwardError, FormatError) as error:
-        return replace(blank, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(blank, error)
     finally:
         for copy in copies:
             copy.close()
