@@ -304,11 +304,120 @@ def test_a_pull_that_is_ended_leaves_nothing_under_a_name(number: signal.Signals
         pulling.wait()
     if busy is not None:
         assert (busy.code, "another pull is at work" in busy.err) == (3, True)
-        assert os.listdir(tmp_path / "out") == []
+        assert os.listdir(tmp_path / "out") in ([], [".bitward-pull"])
     assert not (tmp_path / "out" / "model.bin").exists()
     door.meddling.trickle_seconds = 0.0
     assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
     assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+class Broken(Made):
+    """The blob's connection breaks after ``cut_at`` bytes, and then nobody answers, until ``is_well``; then with or without ranges."""
+
+    def __init__(self, door: ReferrersProxy, cut_at: int, *, with_ranges: bool = True) -> None:
+        super().__init__()
+        self.is_well, self.with_ranges, self.asked = False, with_ranges, 0
+        door.meddling.cut = {"/blobs/": cut_at}
+
+    def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer | None:
+        status, answered, data = super().answer(method, path, headers) or (404, {}, b"")
+        if "/blobs/" in path:
+            self.asked += 1
+            if self.asked > 1 and not self.is_well:
+                return 503, {}, b""
+            first = int(headers.get("range", "bytes=0-")[6:].partition("-")[0])
+            if first and self.with_ranges:
+                return 206, {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}, data[first:]
+        return status, answered, data
+
+
+def part_of(folder: Path) -> Path:
+    (part,) = (folder / ".bitward-pull").iterdir()
+    return part
+
+
+@pytest.mark.parametrize("with_ranges", [True, False])
+def test_a_pull_that_was_broken_off_is_taken_up(door: ReferrersProxy, tmp_path: Path, *, with_ranges: bool) -> None:
+    made = Broken(door, 50_000, with_ranges=with_ranges)
+    name = serve(door, made)
+    broken = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (broken.exit_code, broken.notes[-1].partition(" in ")[0]) == (3, "50,000 bytes of what was begun are kept"), broken
+    assert os.listdir(tmp_path / "out") == [".bitward-pull"]
+    assert part_of(tmp_path / "out").read_bytes() == DATA[:50_000]
+    assert bitward("verify", tmp_path / "out").code == 3  # it is no file of the model's
+    made.is_well = True
+    door.seen.clear()
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (done.exit_code, "50,000 bytes of it were there" in done.blobs[0].message) == (0, True), done
+    assert [one.headers["range"] for one in door.seen if "/blobs/" in one.path] == ["bytes=50000-"]
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", DATA[:999] + b"?", bytes(60_000), DATA, DATA[:-1] + b"?", DATA + b"more", b"folder", b"link", b"hard link"]
+)
+def test_what_lies_in_the_folder_of_begun_blobs_is_not_believed(content: bytes, door: ReferrersProxy, tmp_path: Path) -> None:
+    """Begun by a pull whose disk lost some of it, or put there by somebody."""
+    made = Broken(door, 0)
+    made.is_well = True
+    door.meddling.cut = {}
+    (tmp_path / "out" / ".bitward-pull").mkdir(parents=True)
+    part = tmp_path / "out" / ".bitward-pull" / f"sha256-{digest_of(DATA)[7:]}.ward.new"
+    mine = tmp_path / "mine"
+    mine.write_bytes(DATA[:999])
+    match content:
+        case b"folder":
+            part.mkdir()
+            (part / "file").write_bytes(DATA)
+        case b"link":
+            part.symlink_to(mine)
+        case b"hard link":
+            part.hardlink_to(mine)
+        case _:
+            part.write_bytes(content)
+    (part.parent / "other.ward.new").write_bytes(b"of another pull")
+    done = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert done.exit_code == 0, done
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+    assert mine.read_bytes() == DATA[:999]
+
+
+def test_a_begun_blob_that_is_damaged_is_healed_by_the_sidecar(door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Broken(door, 100_000)
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    made.asked = -1  # the sidecar comes first
+    door.meddling.cut = {f"/blobs/{digest_of(DATA)}": 100_000}
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    part = part_of(tmp_path / "out")
+    part.write_bytes(b"!" + DATA[1:100_000])
+    made.is_well = True
+    door.seen.clear()
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (done.exit_code, done.blobs[0].action, done.blobs[0].repaired) == (0, "healed", 1), done
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert sum(one.sent for one in door.seen if digest_of(DATA) in one.path) == len(DATA) - 100_000
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        ".bitward-pull/x",
+        ".bitward-pull",
+        "model.bin.ward-journal",
+        "a/model.bin.ward-log",
+        "x.ward.new",
+        "x.ward-seal",
+        "x.ward-journal.new",
+    ],
+)
+def test_titles_of_our_own_files_are_refused(title: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    """A journal beside a model is obeyed by the next repair: nobody may push one."""
+    with pytest.raises(OciError, match="kept for Bitward's own files"):
+        pull(serve(door, Made(title=title)), str(tmp_path / "out"), PullRequest(HASTE))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_not_replaced_unless_asked(door: ReferrersProxy, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 
 from bitward.registries.blob_suspects import SUSPECTS_LIMIT
-from bitward_agent.durable import check_room
-from bitward_agent.errors import BusyError, UnreadableError, WriteError
+from bitward_agent.durable import check_room, make_empty
+from bitward_agent.errors import BusyError, UnreadableError
 from bitward_agent.findings import Progress, ProgressSink
-from bitward_agent.io import DISK, OpenFile, Range, merge_ranges, open_folder, reason
+from bitward_agent.io import OpenFile, Range, merge_ranges
 from bitward_formats.checksums import Algorithm, Part
 from bitward_formats.frozen import dataclass
 
@@ -115,18 +115,10 @@ def copy_readable(path: str, target: str, size: int | None = None) -> None:
     """
     with OpenFile(path) as source:
         wanted = source.state().size if size is None else size
-    folder, name = os.path.split(target)
-    check_room(folder, wanted, path)
+    check_room(os.path.dirname(target), wanted, path)
+    make_empty(target, mode=0o600)
     try:
-        folder_fd = open_folder(folder)
-        try:
-            fd = DISK.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
-        finally:
-            DISK.close(folder_fd)
-    except OSError as error:
-        raise WriteError(f"{target}: cannot write: {reason(error)}") from error
-    try:
-        with OpenFile.adopt(target, fd, DISK) as copy:
+        with OpenFile(target, write=True) as copy:
             copy_into(copy, path, wanted)
     except BaseException:
         os.remove(target)

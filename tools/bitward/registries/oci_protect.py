@@ -15,13 +15,13 @@ from bitward.registries.blob_check import difference, why_foreign
 from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import NotInRegistryError, Repository
+from bitward.registries.oci_parts import save_blob
 from bitward.registries.oci_push import make_sidecar
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import (
     Sidecars,
     attach_sidecars,
     find_sidecars,
-    save_blob,
     scratch_folder,
     scratch_name,
     unique,

@@ -5,16 +5,15 @@ A sidecar that is found is not believed: the layer's own digest decides whether 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitward.registries.blob_reading import Wanted, hash_file
+from bitward.registries.blob_reading import hash_file
 from bitward.registries.oci_client import Repository
-from bitward_agent.durable import check_room
+from bitward.registries.oci_parts import save_blob
 from bitward_agent.errors import BitwardError, UntrustedError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.verify import open_sidecar
@@ -77,30 +76,6 @@ def find_sidecars(repository: Repository, manifest: Manifest) -> Sidecars:
                 by_layer[layer] = (*by_layer.get(layer, ()), sidecar)[-_CANDIDATES_LIMIT:]
     how = {True: "api", False: "tag", None: ""}[repository.has_referrers_api]
     return Sidecars(tuple(used), by_layer, how if used else "", tuple(notes))
-
-
-def save_blob(
-    repository: Repository, descriptor: Descriptor, path: str, progress: ProgressSink | None = None, task: str = "pull"
-) -> Wanted:
-    """A blob's bytes into a new file, as they come. What they are: their digest and number.
-
-    Raises:
-        SourceError: the registry does not have it, cannot give it, or sends more than its descriptor says.
-        WriteError: there is no room for it. Then nothing was asked for.
-        OSError: it cannot be written.
-    """
-    check_room(os.path.dirname(path), descriptor.size, descriptor.name)
-    digest, done = hashlib.sha256(), 0
-    with open(path, "xb") as file:
-        for chunk in repository.blob(descriptor):
-            file.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(Progress(task, descriptor.title or descriptor.digest, done, descriptor.size))
-        file.flush()
-        os.fsync(file.fileno())
-    return Wanted(digest.hexdigest(), done)
 
 
 def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], path: str) -> str:

@@ -14,11 +14,11 @@ from bitward.registries.blob_check import check_blob, difference
 from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_client import NotInRegistryError, Repository
+from bitward.registries.oci_parts import save_blob
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import (
     Sidecars,
     find_sidecars,
-    save_blob,
     save_sidecar,
     scratch_folder,
     scratch_name,
