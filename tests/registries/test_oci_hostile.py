@@ -485,7 +485,7 @@ def test_a_damaged_blob_of_an_absurd_size_is_not_saved_to_be_looked_at(door: Ref
     made = Made([{**described(DATA), "size": 1 << 60}])
     made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
     report = verify(serve(door, made), VerifyRequest(HASTE))
-    assert (report.exit_code, "make room" in report.blobs[1].message) == (4, True), report
+    assert (report.exit_code, "of other contents" in report.blobs[1].message) == (4, True), report
     assert "are missing" in report.blobs[1].message  # what was found stays true, though where cannot be told
     done = protect(f"{door.host}/a/b:v1", ProtectRequest(HASTE, force=True))
     assert (done.exit_code, "make room" in done.blobs[0].message) == (3, True), done
@@ -519,6 +519,80 @@ def test_sidecars_without_end_are_not_all_tried(door: ReferrersProxy, tmp_path: 
     report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
     assert (report.exit_code, "cannot be used" in report.blobs[0].message) == (0, True), report
     assert len(blobs_asked(door)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "told"),
+    [
+        (206, {"Content-Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}, DATA, "another range than asked for"),
+        (206, {"Content-Range": "bytes 49999-50000/50001"}, DATA[49_999:], "another range than asked for"),
+        (206, {"Content-Range": "nonsense"}, DATA[50_000:], "another range than asked for"),
+        (206, {}, DATA[50_000:], "another range than asked for"),
+        (206, {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}"}, DATA[50_000:] + b"more", "sends more than the"),
+        (206, {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}", "Content-Encoding": "gzip"}, DATA[50_000:], "compressed form"),
+        (200, {}, DATA + b"more", "sends more than the"),
+        (204, {}, b"", "answers 204"),
+        (416, {"Content-Range": "bytes */5"}, b"", "answers 416"),
+        (302, {"Location": "file:///etc/passwd"}, b"", "redirect"),
+    ],
+)
+def test_answers_to_a_pull_that_is_taken_up(
+    status: int, headers: dict[str, str], body: bytes, told: str, door: ReferrersProxy, tmp_path: Path
+) -> None:
+    """Nothing appears under the name, nothing is taken beyond the size, and what was begun does not stand in the way of the next pull."""
+    made = Broken(door, 50_000)
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    made.is_well = True
+    door.meddling.answer = lambda method, path, given: (status, headers, body) if "/blobs/" in path else made.answer(method, path, given)
+    broken = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (broken.exit_code, told in broken.blobs[0].message) == (3, True), broken
+    assert os.listdir(tmp_path / "out") == []
+    door.meddling.answer = made.answer
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("answer", [DATA[50_000:-1], b"", DATA[50_000:-1] + b"?"])
+def test_a_rest_that_is_short_or_wrong_is_not_put_to_what_was_begun(answer: bytes, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Broken(door, 50_000)
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    made.is_well = True
+    said = {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}"}
+    door.meddling.answer = lambda method, path, given: (206, said, answer) if "range" in given else made.answer(method, path, given)
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert done.exit_code == 0, done  # asked once more, for all of it
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//", "http://", "http://[", "http://a b/"])
+def test_redirects_to_what_is_no_web_server(location: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made()
+    made.paths[f"/v2/a/b/blobs/{digest_of(DATA)}"] = 307, {"Location": location}, b""
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, "root:" in report.blobs[0].message) == (3, False), report
+    assert os.listdir(tmp_path / "out") == []
+    made.paths["/v2/a/b/manifests/v1"] = 307, {"Location": location}, b""
+    refused(door, made, tmp_path / "out", "redirect|the connection broke|cannot connect|cannot be used")
+
+
+def test_a_manifest_with_a_million_layers(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Short enough to be read, and too many to be looked at."""
+    made = Made()
+    for layers in (b",".join([b"{}"] * 1_000_000), b"[" * 1_000_000):
+        data = made.manifest().replace(json.dumps(made.layers).encode()[1:-1], layers)
+        assert len(data) < MANIFEST_LIMIT_BYTES
+        made.set_manifest(data)
+        refused(door, made, tmp_path / "out", "more than 8192|no JSON")
+    title = {TITLE: "x"}
+    same = [described(DATA, annotations={TITLE: f"{number}"}) for number in range(8192)]
+    assert len(file_names([Descriptor("", digest_of(DATA), 1, one["annotations"]) for one in same], "it")) == 8192
+    made = Made([described(bytes([number % 256, number // 256]), annotations=title) for number in range(8192)])
+    refused_names = serve(door, made)
+    with pytest.raises(OciError, match="two layers want the name"):
+        pull(refused_names, str(tmp_path / "out"), PullRequest(HASTE))
 
 
 def test_a_compressed_form_is_not_taken(door: ReferrersProxy, tmp_path: Path) -> None:
@@ -583,6 +657,27 @@ def test_sidecars_that_are_none(door: ReferrersProxy, tmp_path: Path) -> None:
         report = pull(serve(door, made), str(tmp_path / str(number)), PullRequest(HASTE))
         assert report.exit_code == 0, report
         assert os.listdir(tmp_path / str(number)) == ["model.bin"]
+
+
+def test_a_newer_sidecar_of_other_contents_does_not_keep_an_older_one_from_healing(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Two artefacts: the right one, and after it one whose sidecar is whole, and of something else; or rotten."""
+    right, other = a_sidecar(DATA, tmp_path / "right"), a_sidecar(DATA + b"more", tmp_path / "other")
+    for number, newer in enumerate((other, right[:8192] + bytes(4096) + right[12288:], b"garbage")):
+        made = Made()
+        made.refer(right, digest_of(DATA))
+        index = json.loads(made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"][2])
+        rotten = {"digest": digest_of(right[::-1]), "size": len(right)} if len(newer) == len(right) else {}
+        made.refer(newer, digest_of(DATA), **rotten)
+        made.add_blob(newer, str(rotten.get("digest", digest_of(newer))))
+        later = json.loads(made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"][2])
+        index["manifests"] += later["manifests"]
+        made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"] = (200, {}, json.dumps(index).encode())
+        made.add_blob(DATA[:1000] + bytes(200) + DATA[1200:], digest_of(DATA))
+        done = pull(serve(door, made), str(tmp_path / str(number)), PullRequest(HASTE))
+        assert (done.exit_code, done.blobs[0].action, "its sidecar" in done.blobs[0].message) == (0, "healed", True), done
+        assert (tmp_path / str(number) / "model.bin").read_bytes() == DATA
+        assert (tmp_path / str(number) / "model.bin.ward").read_bytes() == right
+        assert verify(f"{door.host}/a/b:v1", VerifyRequest(HASTE)).blobs[1].exit_code == 1
 
 
 def test_an_artefact_of_another_subject_is_not_used(door: ReferrersProxy, tmp_path: Path) -> None:

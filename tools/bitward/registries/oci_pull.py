@@ -127,7 +127,7 @@ class _Puller:
 
     def _fresh(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
         part, ward = part_path(self.work, layer), os.path.join(scratch, "sidecar.ward")
-        told = save_sidecar(self.repository, candidates, ward) if candidates else ""
+        told = save_sidecar(self.repository, candidates, layer, ward) if candidates else ""
         try:
             came, had = take_up(self.repository, layer, part, self.request.progress)
             wrong = difference(Wanted(layer.hex, layer.size), came)
@@ -180,7 +180,7 @@ class _Puller:
         own = ward = f"{report.path}.ward"
         if not os.path.lexists(own) and candidates:
             ward = os.path.join(scratch, "sidecar.ward")
-            save_sidecar(self.repository, candidates, ward)
+            save_sidecar(self.repository, candidates, layer, ward)
         wrong = difference(wanted, hash_file(report.path, self.request.progress))
         done, notes = replace(report, verdict=Verdict.INTACT, action="kept"), [""]
         if wrong:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitward.registries.blob_reading import hash_file
+from bitward.registries.blob_check import why_foreign
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_parts import save_blob
 from bitward_agent.errors import BitwardError, UntrustedError
@@ -78,27 +79,33 @@ def find_sidecars(repository: Repository, manifest: Manifest) -> Sidecars:
     return Sidecars(tuple(used), by_layer, how if used else "", tuple(notes))
 
 
-def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], path: str) -> str:
-    """The newest sidecar that is whole, else the newest that can still be used: a sidecar bears damage of its own. What was wrong.
+def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], layer: Descriptor, path: str) -> str:
+    """The newest sidecar of a layer that is whole, else the newest that can still be used: it bears damage of its own. What was wrong.
 
-    Nothing is at ``path`` afterwards if there is none.
+    Nothing is at ``path`` afterwards if there is none. One that says itself that it is of other contents is passed over: who may push there
+    must not keep an older one from healing.
     """
-    told = ""
+    told, usable = "", f"{path}.usable"
     for descriptor in reversed(candidates):
+        shown = f"its sidecar {descriptor.digest[:19]}…"
         try:
             if os.path.lexists(path):
                 os.remove(path)
-            found = save_blob(repository, descriptor, path)
-            ward, _, _ = open_sidecar(path)
-            ward.close()
+            is_whole = save_blob(repository, descriptor, path) == Wanted(descriptor.hex, descriptor.size)
         except (BitwardError, FormatError) as error:
-            told = told or f"its sidecar {descriptor.digest[:19]}… cannot be used: {error}"
+            told = told or f"{shown} cannot be used: {error}"
             continue
-        if (found.sha256, found.size) == (descriptor.hex, descriptor.size):
-            return ""
-        return f"its sidecar {descriptor.digest[:19]}… is damaged in the registry"
+        if wrong := why_foreign(path, Wanted(layer.hex, layer.size)):
+            told = told or f"{shown} {wrong.removeprefix('its sidecar ')}"
+        elif is_whole:
+            return told
+        elif not os.path.lexists(usable):
+            told = told or f"{shown} is damaged in the registry"
+            os.replace(path, usable)
     if os.path.lexists(path):
         os.remove(path)
+    if os.path.lexists(usable):
+        os.replace(usable, path)
     return told
 
 

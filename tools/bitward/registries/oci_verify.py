@@ -132,7 +132,7 @@ def _located(
 ) -> BlobReport:
     with scratch_folder() as scratch:
         path = os.path.join(scratch, scratch_name(layer))
-        told = save_sidecar(repository, candidates, f"{path}.ward")
+        told = save_sidecar(repository, candidates, layer, f"{path}.ward")
         if not os.path.lexists(f"{path}.ward"):
             return replace(damaged, message=f"{damaged.message}; {told}")
         save_blob(repository, layer, path, request.progress, "verify")
