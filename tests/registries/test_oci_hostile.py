@@ -420,6 +420,14 @@ def test_titles_of_our_own_files_are_refused(title: str, door: ReferrersProxy, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_layer_does_not_become_the_sidecar_of_somebody_elses_file(door: ReferrersProxy, tmp_path: Path) -> None:
+    (tmp_path / "mine.bin").write_bytes(DATA)
+    with pytest.raises(OciError, match="which is not from there"):
+        pull(serve(door, Made(title="mine.bin.ward")), str(tmp_path), PullRequest(HASTE))
+    assert os.listdir(tmp_path) == ["mine.bin"]
+    assert pull(f"{door.host}/a/b:v1", str(tmp_path / "other"), PullRequest(HASTE)).exit_code == 0
+
+
 def test_a_file_in_the_way_is_not_replaced_unless_asked(door: ReferrersProxy, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_text("mine")
     report = pull(serve(door, Made()), str(tmp_path), PullRequest(HASTE))

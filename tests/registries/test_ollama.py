@@ -367,6 +367,31 @@ def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: Refe
     assert store.blob(digest).read_bytes() == b"short"
 
 
+@pytest.mark.parametrize("lie", ["endless", "short", "wrong", "compressed", "redirect"])
+def test_a_registry_that_lies_about_a_whole_blob_writes_nothing(store: OllamaStore, lie: str) -> None:
+    data = small_model(1)
+    digest = store.add_model("tiny:latest", data)["layers"][0]["digest"]
+    hurt(store.blob(digest), lambda content: content.__setitem__(5000, content[5000] ^ 4))
+    before = {one.name: one.read_bytes() for one in (store.folder / "blobs").iterdir()}
+    answers = {
+        "endless": (200, {}, data),
+        "short": (200, {}, data[:-1]),
+        "wrong": (200, {}, data[:-1] + bytes([data[-1] ^ 1])),
+        "compressed": (200, {"Content-Encoding": "gzip"}, data),
+        "redirect": (307, {"Location": "file:///etc/passwd"}, b""),
+    }
+    with proxied("127.0.0.1:1") as door:
+        door.meddling.answer = lambda method, path, headers: answers[lie]
+        door.meddling.endless = "/blobs/" if lie == "endless" else ""
+        told = ollama("repair", store, "--from", f"http://{door.host}", "--allow-full-download")
+        assert (told.code, blob_of(told.document, digest)["verdict"]) == (4, "damaged"), told.out
+        assert {one.name: one.read_bytes() for one in (store.folder / "blobs").iterdir()} == before
+        door.meddling.endless = ""
+        door.meddling.answer = lambda method, path, headers: (200, {}, data)
+        assert ollama("repair", store, "--from", f"http://{door.host}", "--allow-full-download").code == 0
+    assert store.blob(digest).read_bytes() == data
+
+
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(store: OllamaStore) -> None:
     """A model's blob is gone, and the folder that would tell so leads in a circle (or belongs to somebody else)."""
     store.add_model("good:latest", small_model(1))

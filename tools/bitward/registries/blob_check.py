@@ -9,7 +9,7 @@ from bitward.registries.blob_facts import BlobReport
 from bitward.registries.blob_reading import LostRangeError, Wanted, hash_file
 from bitward_agent.errors import BitwardError, BusyError, UnreadableError
 from bitward_agent.findings import Damage, ExitCode, FileVerification, ProgressSink, SourceUse, Verdict
-from bitward_agent.io import OpenFile
+from bitward_agent.io import OpenFile, reason
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
@@ -32,6 +32,12 @@ class Healing:
     @property
     def fetched_bytes(self) -> int:
         return sum(source.fetched_bytes for source in self.sources)
+
+
+def not_healed(path: str, error: Exception, sources: tuple[SourceUse, ...] = ()) -> Healing:
+    """A damaged blob that could not be worked on: whether it can be healed is not known."""
+    message = reason(error) if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ")
+    return Healing(Verdict.DAMAGED, sources=sources, message=message, exit_code=ExitCode.CANNOT_TELL)
 
 
 def report_with(report: BlobReport, found: Healing, action: str = "") -> BlobReport:

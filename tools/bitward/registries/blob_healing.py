@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from bitward.registries.blob_check import MISSING, Healing, difference, why_foreign
+from bitward.registries.blob_check import MISSING, Healing, difference, not_healed, why_foreign
 from bitward.registries.blob_guessing import heal_by_guess, tell_log
 from bitward.registries.blob_reading import LostRangeError, Wanted, copy_readable, hash_file
-from bitward_agent.durable import atomic_file, make_folder
+from bitward_agent.durable import atomic_file, check_room, make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError
 from bitward_agent.findings import ExitCode, Progress, ProgressSink, SidecarState, SourceUse, Verdict
-from bitward_agent.io import OpenFile, reason
+from bitward_agent.io import OpenFile
 from bitward_agent.journal import log_path, restore_mtime
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.copies import CopySource
@@ -55,10 +55,8 @@ def heal_blob(
     if os.path.lexists(path):
         try:
             found = _healed_here(path, wanted, sidecar, sources, found, named=named, jobs=jobs, progress=progress)
-        except (BitwardError, FormatError) as error:
-            found = Healing(Verdict.DAMAGED, message=str(error).removeprefix(f"{path}: "), exit_code=ExitCode.CANNOT_TELL)
-        except OSError as error:
-            found = Healing(Verdict.DAMAGED, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+        except (BitwardError, FormatError, OSError) as error:
+            found = not_healed(path, error)
         uses = found.sources
     for download in whole:
         if found.verdict is Verdict.INTACT:
@@ -129,7 +127,7 @@ def _by_sidecar(
         done = repair_file(path, sidecar, RepairRequest(tuple(sources), now_ns=time.time_ns()), jobs=jobs, progress=progress)
         told = difference(wanted, hash_file(path, progress))
     except BitwardError as error:
-        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+        return not_healed(path, error)
     if not told:
         return Healing(Verdict.INTACT, done.repaired, sources=done.sources, message=_healed_how(done.repaired, done.sidecar.state))
     message = "; ".join(filter(None, (told, done.message)))
@@ -158,7 +156,7 @@ def heal_beside(
         scratch: folder for the copy, on a disk with room for it.
         log: where a line about what was written is added.
     """
-    copy = os.path.join(scratch, wanted.sha256)
+    copy = os.path.join(scratch, f"{wanted.sha256}.ward.new")  # named as temporary files of ours are: nobody takes it for a model
     if found.message == MISSING or found.exit_code == ExitCode.CANNOT_TELL:
         return found
     try:
@@ -168,10 +166,8 @@ def heal_beside(
             _transplant(copy, path, wanted, log)
             if told := difference(wanted, hash_file(path, progress)):
                 raise UnreadableError(f"{path}: what was written does not read back ({told}): the disk is failing")
-    except BitwardError as error:
-        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    except OSError as error:
-        return Healing(Verdict.DAMAGED, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, OSError) as error:
+        return not_healed(path, error)
     finally:
         if os.path.lexists(copy):
             os.remove(copy)
@@ -205,6 +201,7 @@ def _anew(
     digest, done = hashlib.sha256(), 0
     try:
         make_folder(os.path.dirname(path))
+        check_room(os.path.dirname(path), wanted.size, os.path.basename(path))
         with atomic_file(path) as file:
             for chunk in download():
                 file.write_all(chunk, done)
@@ -216,9 +213,8 @@ def _anew(
             if told:
                 raise SourceError(f"the copy that was sent is no better: {told}")
             _keep_owner(path, file.fd)
-    except BitwardError as error:
-        message = str(error).removeprefix(f"{path}: ")
-        return Healing(Verdict.DAMAGED, sources=uses, message=message, exit_code=ExitCode.NOT_REPAIRABLE)
+    except (BitwardError, OSError) as error:
+        return replace(not_healed(path, error, uses), exit_code=ExitCode.NOT_REPAIRABLE)
     whole = SourceUse("the whole blob", 0, done, 1)
     return Healing(Verdict.INTACT, 1, sources=(*uses, whole), message=f"{done:,} bytes were fetched: the whole blob")
 

@@ -62,9 +62,9 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
     with Repository(named, request.limits) as repository:
         manifest = wanted_manifest(repository)
         names = file_names(manifest.layers, named.name)
-        _refuse_our_own(names, named.name)
         sidecars = find_sidecars(repository, manifest)
         top = resolve(folder)
+        _refuse_our_own(names, top, named.name)
         make_folder(top)
         taken = {f"{name}.ward" for name in names} & set(names)
         todo = [
@@ -88,11 +88,19 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
     )
 
 
-def _refuse_our_own(names: list[str], what: str) -> None:
-    """Names that would be taken for a journal of ours, which a repair obeys, or for what is on its way. Raises OciError."""
+def _refuse_our_own(names: list[str], top: str, what: str) -> None:
+    """Names that would be taken for a journal of ours, which a repair obeys, for a file's sidecar, or for what is on its way.
+
+    Raises:
+        OciError: there is one.
+    """
+    known = set(names)
     for name in names:
         if name.split("/")[0] == WORK_FOLDER or (is_ours(name) and not name.endswith(".ward")):
             raise OciError(f"{what}: a layer wants the name {name[:100]!r}, which is kept for Bitward's own files")
+        about = name.removesuffix(".ward")
+        if about != name and about not in known and os.path.lexists(os.path.join(top, *about.split("/"))):
+            raise OciError(f"{what}: a layer wants to be the sidecar of {about[:100]!r}, which is not from there: pull into another folder")
 
 
 def _bytes_to_come(top: str, todo: list[_Todo], request: PullRequest) -> int:

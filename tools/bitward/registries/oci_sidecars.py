@@ -91,6 +91,8 @@ def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], layer
         try:
             if os.path.lexists(path):
                 os.remove(path)
+            if descriptor is not candidates[-1]:
+                repository.budget.reserve(descriptor.size)  # a second try counts as fetched again
             is_whole = save_blob(repository, descriptor, path) == Wanted(descriptor.hex, descriptor.size)
         except (BitwardError, FormatError) as error:
             told = told or f"{shown} cannot be used: {error}"
