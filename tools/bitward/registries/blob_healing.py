@@ -100,14 +100,16 @@ def _cut_back(path: str, wanted: Wanted, sidecar: str) -> int:
     Raises:
         BitwardError, OSError: it cannot be read or written.
     """
+    try:
+        if os.lstat(path).st_size <= wanted.size or hash_file(path, end=wanted.size) != wanted:
+            return 0
+    except LostRangeError:
+        return 0
     with OpenFile(path, write=True) as file:
         file.lock()
-        size = file.state().size
-        try:
-            if size <= wanted.size or hash_file(path, end=wanted.size) != wanted:
-                return 0
-        except LostRangeError:
+        if hash_file(path, end=wanted.size) != wanted:  # once more, now that no other Bitward is at it
             return 0
+        size = file.state().size
         file.disk.truncate(file.fd, wanted.size)
         file.disk.sync(file.fd)
         tell_log(log_path(sidecar), file, wanted, "digest", [{"offset": wanted.size, "cut": size - wanted.size}])
