@@ -34,6 +34,21 @@ def make_folder(path: str, disk: Disk = DISK) -> None:
         raise WriteError(f"{path}: cannot make this folder: {reason(error)}") from error
 
 
+def check_room(folder: str, size: int, what: str) -> None:
+    """See that ``size`` bytes may be written below a folder, as far as its file system tells.
+
+    Raises:
+        WriteError: fewer are free; ``what`` names the thing that wants them.
+    """
+    try:
+        room = os.statvfs(folder)
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot write here: {reason(error)}") from error
+    free = room.f_bavail * room.f_frsize
+    if room.f_blocks and free < size:  # a file system without a number of blocks does not tell
+        raise WriteError(f"{what}: {size:,} bytes are wanted, and {free:,} are free in {folder}: make room and try again")
+
+
 def make_empty(path: str, disk: Disk = DISK, *, mode: int = 0o644) -> None:
     """Make an empty file of that ``mode``, and the folders above it if they are missing.
 

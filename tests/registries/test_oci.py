@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import checkpoints
+from bitward.registries.oci_client import Repository
+from bitward.registries.oci_reference import parse_reference
 from bitward_agent.verify import open_sidecar
+from bitward_formats.oci import EMPTY_BLOB, IMAGE_MANIFEST, TITLE, Descriptor, artifact, digest_of_bytes, empty_config
 from cli.command_line import bitward
 from lost_blocks import made_checkpoint
 from registries.docker_registry import DockerRegistry, ReferrersProxy, docker_registry, proxied
@@ -265,3 +268,40 @@ def test_without_a_sidecar_the_digest_still_decides(registry: DockerRegistry, sm
     assert in_process("oci", "verify", name).code == 4
     assert in_process("oci", "pull", name, tmp_path / "other").code == 4
     assert os.listdir(tmp_path / "other") == []
+
+
+def test_what_has_a_sidecar_is_read_before_it_is_called_intact(registry: DockerRegistry, tmp_path: Path) -> None:
+    """Protected, then damaged in the registry: a second ``protect`` looks, and a sidecar that is none is made anew."""
+    file = checkpoints.write_safetensors(tmp_path / "model.safetensors", made_checkpoint(2, seed=9))
+    name = f"{registry.host}/models/kept:v1"
+    made = in_process("oci", "push", name, file, "--json").document
+    blob = registry.blob(layer_digest(registry, "models/kept"))
+    ward = registry.blob(registry.manifest("models/kept", made["sidecars"][0])["layers"][0]["digest"])
+    well = in_process("oci", "protect", name, "--json")
+    assert (well.code, [one["action"] for one in well.document["blobs"]]) == (0, ["kept"])
+    good, good_ward = blob.read_bytes(), ward.read_bytes()
+    blob.write_bytes(good[:50_000] + bytes([good[50_000] ^ 0x10]) + good[50_001:])
+    told = in_process("oci", "protect", name, "--json")
+    assert (told.code, told.document["blobs"][0]["verdict"], len(told.document["blobs"][0]["damage"])) == (1, "damaged", 1), told.out
+    ward.write_bytes(bytes(len(good_ward)))  # nothing says any more where it is
+    assert in_process("oci", "protect", name).code == 4
+    blob.write_bytes(good)
+    anew = in_process("oci", "protect", name, "--json")
+    assert (anew.code, [one["action"] for one in anew.document["blobs"]]) == (0, ["protected"]), anew.out
+    blob.write_bytes(good[:50_000] + bytes([good[50_000] ^ 0x10]) + good[50_001:])
+    assert in_process("oci", "verify", name).code == 1  # the new one says where
+    blob.unlink()
+    assert in_process("oci", "protect", name).code == 4
+
+
+def test_a_layer_that_is_called_like_a_sidecar_is_read_too(registry: DockerRegistry) -> None:
+    name = f"{registry.host}/models/ward:v1"
+    with Repository(parse_reference(name)) as repository:
+        data = bytes(range(256)) * 64
+        layer = Descriptor("application/octet-stream", digest_of_bytes(data), len(data), {TITLE: "weights.ward"})
+        repository.put_blob(layer, data)
+        repository.put_blob(empty_config(), EMPTY_BLOB)
+        repository.put_manifest(artifact("application/x", [layer]), IMAGE_MANIFEST, "v1")
+    assert in_process("oci", "protect", name).code == 0
+    registry.blob(layer.digest).write_bytes(data[:-1] + b"!")
+    assert in_process("oci", "protect", name).code == 4

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from bitward.cli.failure import failure_of
+from bitward.registries.oci_protect import ProtectRequest, protect
 from bitward.registries.oci_pull import PullRequest, pull
 from bitward.registries.oci_verify import VerifyRequest, verify
-from bitward_agent.errors import BitwardError
+from bitward_agent.errors import BitwardError, WriteError
 from bitward_agent.protect import Protection, preset_groups, protect_file
 from bitward_formats.digest import LeafHash
 from bitward_formats.errors import FormatError, OciError
@@ -303,11 +304,128 @@ def test_a_pull_that_is_ended_leaves_nothing_under_a_name(number: signal.Signals
         pulling.wait()
     if busy is not None:
         assert (busy.code, "another pull is at work" in busy.err) == (3, True)
-        assert os.listdir(tmp_path / "out") == []
+        assert os.listdir(tmp_path / "out") in ([], [".bitward-pull"])
     assert not (tmp_path / "out" / "model.bin").exists()
     door.meddling.trickle_seconds = 0.0
     assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
     assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+class Broken(Made):
+    """The blob's connection breaks after ``cut_at`` bytes, and then nobody answers, until ``is_well``; then with or without ranges."""
+
+    def __init__(self, door: ReferrersProxy, cut_at: int, *, with_ranges: bool = True) -> None:
+        super().__init__()
+        self.is_well, self.with_ranges, self.asked = False, with_ranges, 0
+        door.meddling.cut = {"/blobs/": cut_at}
+
+    def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer | None:
+        status, answered, data = super().answer(method, path, headers) or (404, {}, b"")
+        if "/blobs/" in path:
+            self.asked += 1
+            if self.asked > 1 and not self.is_well:
+                return 503, {}, b""
+            first = int(headers.get("range", "bytes=0-")[6:].partition("-")[0])
+            if first and self.with_ranges:
+                return 206, {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}, data[first:]
+        return status, answered, data
+
+
+def part_of(folder: Path) -> Path:
+    (part,) = (folder / ".bitward-pull").iterdir()
+    return part
+
+
+@pytest.mark.parametrize("with_ranges", [True, False])
+def test_a_pull_that_was_broken_off_is_taken_up(door: ReferrersProxy, tmp_path: Path, *, with_ranges: bool) -> None:
+    made = Broken(door, 50_000, with_ranges=with_ranges)
+    name = serve(door, made)
+    broken = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (broken.exit_code, broken.notes[-1].partition(" in ")[0]) == (3, "50,000 bytes of what was begun are kept"), broken
+    assert os.listdir(tmp_path / "out") == [".bitward-pull"]
+    assert part_of(tmp_path / "out").read_bytes() == DATA[:50_000]
+    assert bitward("verify", tmp_path / "out").code == 3  # it is no file of the model's
+    made.is_well = True
+    door.seen.clear()
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (done.exit_code, "50,000 bytes of it were there" in done.blobs[0].message) == (0, True), done
+    assert [one.headers["range"] for one in door.seen if "/blobs/" in one.path] == ["bytes=50000-"]
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", DATA[:999] + b"?", bytes(60_000), DATA, DATA[:-1] + b"?", DATA + b"more", b"folder", b"link", b"hard link"]
+)
+def test_what_lies_in_the_folder_of_begun_blobs_is_not_believed(content: bytes, door: ReferrersProxy, tmp_path: Path) -> None:
+    """Begun by a pull whose disk lost some of it, or put there by somebody."""
+    made = Broken(door, 0)
+    made.is_well = True
+    door.meddling.cut = {}
+    (tmp_path / "out" / ".bitward-pull").mkdir(parents=True)
+    part = tmp_path / "out" / ".bitward-pull" / f"sha256-{digest_of(DATA)[7:]}.ward.new"
+    mine = tmp_path / "mine"
+    mine.write_bytes(DATA[:999])
+    match content:
+        case b"folder":
+            part.mkdir()
+            (part / "file").write_bytes(DATA)
+        case b"link":
+            part.symlink_to(mine)
+        case b"hard link":
+            part.hardlink_to(mine)
+        case _:
+            part.write_bytes(content)
+    (part.parent / "other.ward.new").write_bytes(b"of another pull")
+    done = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert done.exit_code == 0, done
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+    assert mine.read_bytes() == DATA[:999]
+
+
+def test_a_begun_blob_that_is_damaged_is_healed_by_the_sidecar(door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Broken(door, 100_000)
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    made.asked = -1  # the sidecar comes first
+    door.meddling.cut = {f"/blobs/{digest_of(DATA)}": 100_000}
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    part = part_of(tmp_path / "out")
+    part.write_bytes(b"!" + DATA[1:100_000])
+    made.is_well = True
+    door.seen.clear()
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (done.exit_code, done.blobs[0].action, done.blobs[0].repaired) == (0, "healed", 1), done
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert sum(one.sent for one in door.seen if digest_of(DATA) in one.path) == len(DATA) - 100_000
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        ".bitward-pull/x",
+        ".bitward-pull",
+        "model.bin.ward-journal",
+        "a/model.bin.ward-log",
+        "x.ward.new",
+        "x.ward-seal",
+        "x.ward-journal.new",
+    ],
+)
+def test_titles_of_our_own_files_are_refused(title: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    """A journal beside a model is obeyed by the next repair: nobody may push one."""
+    with pytest.raises(OciError, match="kept for Bitward's own files"):
+        pull(serve(door, Made(title=title)), str(tmp_path / "out"), PullRequest(HASTE))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_does_not_become_the_sidecar_of_somebody_elses_file(door: ReferrersProxy, tmp_path: Path) -> None:
+    (tmp_path / "mine.bin").write_bytes(DATA)
+    with pytest.raises(OciError, match="which is not from there"):
+        pull(serve(door, Made(title="mine.bin.ward")), str(tmp_path), PullRequest(HASTE))
+    assert os.listdir(tmp_path) == ["mine.bin"]
+    assert pull(f"{door.host}/a/b:v1", str(tmp_path / "other"), PullRequest(HASTE)).exit_code == 0
 
 
 def test_a_file_in_the_way_is_not_replaced_unless_asked(door: ReferrersProxy, tmp_path: Path) -> None:
@@ -349,6 +467,140 @@ def test_a_blob_that_never_ends(door: ReferrersProxy, tmp_path: Path) -> None:
     report = pull(serve(door, Made()), str(tmp_path / "out"), PullRequest(HASTE))
     assert (report.exit_code, "sends more than the" in report.blobs[0].message) == (3, True)
     assert os.listdir(tmp_path / "out") == []
+
+
+def blobs_asked(door: ReferrersProxy) -> list[str]:
+    return [one.path for one in door.seen if "/blobs/" in one.path]
+
+
+def test_sizes_beyond_the_disk_are_told_before_the_first_byte(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Each of them would do; together they are more than any disk has. The sum is named, and no blob is asked for."""
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    layers = [{**described(bytes([one])), "size": free // 2, "annotations": {TITLE: f"{one}.bin"}} for one in range(3)]
+    with pytest.raises(WriteError, match=f"{3 * (free // 2):,} bytes are wanted"):
+        pull(serve(door, Made(layers)), str(tmp_path / "out"), PullRequest(HASTE))
+    assert blobs_asked(door) == []
+    assert os.listdir(tmp_path / "out") == []
+    done = bitward("oci", "pull", f"{door.host}/a/b:v1", tmp_path / "out")
+    assert (done.code, "make room" in done.err) == (3, True)
+    # Files that are there need no room; nor does what is read without being kept.
+    (tmp_path / "out" / "0.bin").write_bytes(b"")
+    with pytest.raises(WriteError, match=f"{2 * (free // 2):,} bytes are wanted"):
+        pull(f"{door.host}/a/b:v1", str(tmp_path / "out"), PullRequest(HASTE))
+
+
+def test_a_damaged_blob_of_an_absurd_size_is_not_saved_to_be_looked_at(door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made([{**described(DATA), "size": 1 << 60}])
+    made.refer(a_sidecar(DATA, tmp_path / "right"), digest_of(DATA))
+    report = verify(serve(door, made), VerifyRequest(HASTE))
+    assert (report.exit_code, "of other contents" in report.blobs[1].message) == (4, True), report
+    assert "are missing" in report.blobs[1].message  # what was found stays true, though where cannot be told
+    done = protect(f"{door.host}/a/b:v1", ProtectRequest(HASTE, force=True))
+    assert (done.exit_code, "make room" in done.blobs[0].message) == (3, True), done
+
+
+def test_what_may_be_fetched_bounds_the_whole_pull(door: ReferrersProxy, tmp_path: Path) -> None:
+    name = serve(door, Made())
+    told = bitward("oci", "pull", name, tmp_path / "out", "--max-fetch", str(len(DATA) - 1))
+    assert (told.code, "--max-fetch" in told.err) == (3, True)
+    assert blobs_asked(door) == []
+    assert bitward("oci", "pull", name, tmp_path / "out", "--max-fetch", str(len(DATA))).code == 0
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+
+
+def test_sidecars_without_end_are_not_all_tried(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Sixty-four artefacts, each with a sidecar that is none and as long as is let through."""
+    made = Made()
+    own = digest_of(made.manifest())
+    about = {"mediaType": IMAGE_MANIFEST, "digest": own, "size": len(made.manifest())}
+    listed = []
+    for number in range(64):
+        junk = bytes([number]) * 1000
+        made.add_blob(junk)
+        value = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "artifactType": SIDECAR_ARTIFACT, "config": described(EMPTY_BLOB)}
+        layers = [described(junk, annotations={OF_LAYER: digest_of(DATA)})]
+        artefact = json.dumps({**value, "layers": layers, "subject": about}).encode()
+        made.set_manifest(artefact, "unused")
+        listed.append({**described(artefact), "mediaType": IMAGE_MANIFEST, "artifactType": SIDECAR_ARTIFACT})
+    index = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": listed}).encode()
+    made.paths[f"/v2/a/b/manifests/{referrers_tag(own)}"] = 200, {"Content-Type": IMAGE_INDEX}, index
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, "cannot be used" in report.blobs[0].message) == (0, True), report
+    assert len(blobs_asked(door)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "told"),
+    [
+        (206, {"Content-Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}, DATA, "another range than asked for"),
+        (206, {"Content-Range": "bytes 49999-50000/50001"}, DATA[49_999:], "another range than asked for"),
+        (206, {"Content-Range": "nonsense"}, DATA[50_000:], "another range than asked for"),
+        (206, {}, DATA[50_000:], "another range than asked for"),
+        (206, {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}"}, DATA[50_000:] + b"more", "sends more than the"),
+        (206, {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}", "Content-Encoding": "gzip"}, DATA[50_000:], "compressed form"),
+        (200, {}, DATA + b"more", "sends more than the"),
+        (204, {}, b"", "answers 204"),
+        (416, {"Content-Range": "bytes */5"}, b"", "answers 416"),
+        (302, {"Location": "file:///etc/passwd"}, b"", "redirect"),
+    ],
+)
+def test_answers_to_a_pull_that_is_taken_up(
+    status: int, headers: dict[str, str], body: bytes, told: str, door: ReferrersProxy, tmp_path: Path
+) -> None:
+    """Nothing appears under the name, nothing is taken beyond the size, and what was begun does not stand in the way of the next pull."""
+    made = Broken(door, 50_000)
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    made.is_well = True
+    door.meddling.answer = lambda method, path, given: (status, headers, body) if "/blobs/" in path else made.answer(method, path, given)
+    broken = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert (broken.exit_code, told in broken.blobs[0].message) == (3, True), broken
+    assert os.listdir(tmp_path / "out") == []
+    door.meddling.answer = made.answer
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 0
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("answer", [DATA[50_000:-1], b"", DATA[50_000:-1] + b"?"])
+def test_a_rest_that_is_short_or_wrong_is_not_put_to_what_was_begun(answer: bytes, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Broken(door, 50_000)
+    name = serve(door, made)
+    assert pull(name, str(tmp_path / "out"), PullRequest(HASTE)).exit_code == 3
+    made.is_well = True
+    said = {"Content-Range": f"bytes 50000-{len(DATA) - 1}/{len(DATA)}"}
+    door.meddling.answer = lambda method, path, given: (206, said, answer) if "range" in given else made.answer(method, path, given)
+    done = pull(name, str(tmp_path / "out"), PullRequest(HASTE))
+    assert done.exit_code == 0, done  # asked once more, for all of it
+    assert (tmp_path / "out" / "model.bin").read_bytes() == DATA
+    assert os.listdir(tmp_path / "out") == ["model.bin"]
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//", "http://", "http://[", "http://a b/"])
+def test_redirects_to_what_is_no_web_server(location: str, door: ReferrersProxy, tmp_path: Path) -> None:
+    made = Made()
+    made.paths[f"/v2/a/b/blobs/{digest_of(DATA)}"] = 307, {"Location": location}, b""
+    report = pull(serve(door, made), str(tmp_path / "out"), PullRequest(HASTE))
+    assert (report.exit_code, "root:" in report.blobs[0].message) == (3, False), report
+    assert os.listdir(tmp_path / "out") == []
+    made.paths["/v2/a/b/manifests/v1"] = 307, {"Location": location}, b""
+    refused(door, made, tmp_path / "out", "redirect|the connection broke|cannot connect|cannot be used")
+
+
+def test_a_manifest_with_a_million_layers(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Short enough to be read, and too many to be looked at."""
+    made = Made()
+    for layers in (b",".join([b"{}"] * 1_000_000), b"[" * 1_000_000):
+        data = made.manifest().replace(json.dumps(made.layers).encode()[1:-1], layers)
+        assert len(data) < MANIFEST_LIMIT_BYTES
+        made.set_manifest(data)
+        refused(door, made, tmp_path / "out", "more than 8192|no JSON")
+    title = {TITLE: "x"}
+    same = [described(DATA, annotations={TITLE: f"{number}"}) for number in range(8192)]
+    assert len(file_names([Descriptor("", digest_of(DATA), 1, one["annotations"]) for one in same], "it")) == 8192
+    made = Made([described(bytes([number % 256, number // 256]), annotations=title) for number in range(8192)])
+    refused_names = serve(door, made)
+    with pytest.raises(OciError, match="two layers want the name"):
+        pull(refused_names, str(tmp_path / "out"), PullRequest(HASTE))
 
 
 def test_a_compressed_form_is_not_taken(door: ReferrersProxy, tmp_path: Path) -> None:
@@ -413,6 +665,27 @@ def test_sidecars_that_are_none(door: ReferrersProxy, tmp_path: Path) -> None:
         report = pull(serve(door, made), str(tmp_path / str(number)), PullRequest(HASTE))
         assert report.exit_code == 0, report
         assert os.listdir(tmp_path / str(number)) == ["model.bin"]
+
+
+def test_a_newer_sidecar_of_other_contents_does_not_keep_an_older_one_from_healing(door: ReferrersProxy, tmp_path: Path) -> None:
+    """Two artefacts: the right one, and after it one whose sidecar is whole, and of something else; or rotten."""
+    right, other = a_sidecar(DATA, tmp_path / "right"), a_sidecar(DATA + b"more", tmp_path / "other")
+    for number, newer in enumerate((other, right[:8192] + bytes(4096) + right[12288:], b"garbage")):
+        made = Made()
+        made.refer(right, digest_of(DATA))
+        index = json.loads(made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"][2])
+        rotten = {"digest": digest_of(right[::-1]), "size": len(right)} if len(newer) == len(right) else {}
+        made.refer(newer, digest_of(DATA), **rotten)
+        made.add_blob(newer, str(rotten.get("digest", digest_of(newer))))
+        later = json.loads(made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"][2])
+        index["manifests"] += later["manifests"]
+        made.paths[f"/v2/a/b/manifests/{referrers_tag(digest_of(made.manifest()))}"] = (200, {}, json.dumps(index).encode())
+        made.add_blob(DATA[:1000] + bytes(200) + DATA[1200:], digest_of(DATA))
+        done = pull(serve(door, made), str(tmp_path / str(number)), PullRequest(HASTE))
+        assert (done.exit_code, done.blobs[0].action, "its sidecar" in done.blobs[0].message) == (0, "healed", True), done
+        assert (tmp_path / str(number) / "model.bin").read_bytes() == DATA
+        assert (tmp_path / str(number) / "model.bin.ward").read_bytes() == right
+        assert verify(f"{door.host}/a/b:v1", VerifyRequest(HASTE)).blobs[1].exit_code == 1
 
 
 def test_an_artefact_of_another_subject_is_not_used(door: ReferrersProxy, tmp_path: Path) -> None:

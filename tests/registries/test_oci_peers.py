@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -194,6 +195,20 @@ def test_a_layout_is_verified_protected_damaged_and_repaired(layout: Path, model
     assert blob.read_bytes() == model.read_bytes()
 
 
+def test_a_sidecar_that_is_none_any_more_is_made_anew(layout: Path, model: Path) -> None:
+    assert bitward("oci", "protect", layout).code == 0
+    kept = bitward("oci", "protect", layout, "--json").document["blobs"]
+    assert [one["action"] for one in kept] == ["kept"]
+    ward = Path(kept[0]["sidecar"])
+    ward.write_bytes(bytes(ward.stat().st_size))
+    assert bitward("oci", "verify", layout).code == 4
+    anew = bitward("oci", "protect", layout, "--json")
+    assert (anew.code, [one["action"] for one in anew.document["blobs"]]) == (0, ["protected"]), anew.out
+    flip(layout / "blobs" / "sha256" / digest_of(model)[7:], 2_000_000)
+    told = bitward("oci", "verify", layout, "--json").document["blobs"]
+    assert [one["exit_code"] for one in told if one["digest"] == digest_of(model)] == [1]
+
+
 def test_a_sidecar_that_lies_about_its_contents_writes_nothing(layout: Path, model: Path) -> None:
     """It names the right digest and holds the parity of other contents: the blob must not be touched."""
     from bitward_agent.protect import Protection, preset_groups, protect_file
@@ -212,6 +227,58 @@ def test_a_sidecar_that_lies_about_its_contents_writes_nothing(layout: Path, mod
     done = bitward("oci", "repair", layout, "--json")
     assert done.code == 4, done.out
     assert blob.read_bytes() == before
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything below a folder with its time, and folders' own: what is made and removed again changes those."""
+    return {str(one): (one.stat().st_mtime_ns, b"" if one.is_dir() else one.read_bytes()) for one in [folder, *folder.rglob("*")]}
+
+
+def test_a_dry_run_writes_nothing(registry: DockerRegistry, model: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{registry.host}/peers/dry:v1"
+    other = checkpoints.write_safetensors(model.parent / "other.safetensors", made_checkpoint(2, seed=5))
+    assert bitward("oci", "push", name, other).code == 0
+    assert bitward("oci", "protect", layout).code == 0
+    flip(registry.blob(digest_of(other)), 1_000_001)
+    flip(layout / "blobs" / "sha256" / digest_of(model)[7:], 1_000_001)
+    before = tree(registry.storage), tree(layout)
+    monkeypatch.setattr("tempfile.tempdir", str(model.parent / "nowhere"))  # who wants a folder there fails
+    assert bitward("oci", "repair", name, "--storage", registry.storage, "--dry-run").code == 1
+    assert bitward("oci", "repair", layout, "--dry-run").code == 1
+    assert (tree(registry.storage), tree(layout)) == before
+    assert bitward("oci", "repair", name, "--storage", registry.storage).code == 0
+    assert registry.blob(digest_of(other)).read_bytes() == other.read_bytes()
+
+
+def test_one_blob_that_cannot_be_written_does_not_keep_others_from_being_healed(registry: DockerRegistry, model: Path) -> None:
+    """A limit on the size of files stands for a disk that fails for one of them: its sidecar cannot even be copied."""
+    from oras.layout.layout import NewLayoutFromRegistry
+
+    name = f"{registry.host}/peers/two:v1"
+    large = checkpoints.write_safetensors(model.parent / "a-large.safetensors", made_checkpoint(16, seed=6))
+    small = model.parent / "b-small.bin"
+    small.write_bytes(large.read_bytes()[-300_000:])
+    assert bitward("oci", "push", name, large, small, "--preset", "strong").code == 0
+    NewLayoutFromRegistry(str(model.parent / "two"), oras_client.OrasClient(insecure=True), name, "v1")
+    layout = model.parent / "two"
+    assert bitward("oci", "protect", layout, "--preset", "strong").code == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for target, place in (((layout,), layout / "blobs" / "sha256"), ((name, "--storage", registry.storage), None)):
+        paths = [place / digest_of(one)[7:] if place else registry.blob(digest_of(one)) for one in (large, small)]
+        for path in paths:
+            flip(path, 200_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        try:
+            told = bitward("oci", "repair", *target, "--json")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        found = {one["digest"]: (one["verdict"], one["action"], one["message"]) for one in told.document["blobs"]}
+        assert told.code == 3, told.out
+        assert "cannot write" in found[digest_of(large)][2]
+        assert found[digest_of(small)][:2] == ("intact", "healed")
+        assert [path.read_bytes() == one.read_bytes() for path, one in zip(paths, (large, small), strict=True)] == [False, True]
+        assert bitward("oci", "repair", *target).code == 0
+        assert paths[0].read_bytes() == large.read_bytes()
 
 
 def test_directories_that_are_no_layouts(tmp_path: Path, layout: Path) -> None:

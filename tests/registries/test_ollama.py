@@ -291,6 +291,21 @@ def test_protecting_again_reads_what_has_a_sidecar(store: OllamaStore) -> None:
     assert ollama("protect", store).code == 1  # its sidecar can put that back
 
 
+def test_a_sidecar_that_is_none_any_more_is_made_anew(store: OllamaStore) -> None:
+    weights = store.add_model("tiny:latest", small_model(1))["layers"][0]["digest"]
+    assert ollama("protect", store).code == 0
+    ward = store.folder / "wards" / f"{store.blob(weights).name}.ward"
+    ward.write_bytes(bytes(ward.stat().st_size))
+    anew = ollama("protect", store)
+    assert (anew.code, blob_of(anew.document, weights)["action"]) == (0, "protected"), anew.out
+    before = ward.read_bytes()
+    assert [ollama("protect", store, "--force").code, ward.read_bytes() == before] == [0, False]
+    hurt(store.blob(weights), lambda data: data.__setitem__(5000, data[5000] ^ 4))
+    assert ollama("verify", store).code == 1
+    before = ward.read_bytes()
+    assert [ollama("protect", store, "--force").code, ward.read_bytes() == before] == [1, True]  # damage is not protected
+
+
 # ------------------------------------------------------------------------------------------------------------------ hostile stores
 
 
@@ -352,6 +367,31 @@ def test_a_size_beyond_all_disks_is_not_fetched(store: OllamaStore, served: Refe
     assert store.blob(digest).read_bytes() == b"short"
 
 
+@pytest.mark.parametrize("lie", ["endless", "short", "wrong", "compressed", "redirect"])
+def test_a_registry_that_lies_about_a_whole_blob_writes_nothing(store: OllamaStore, lie: str) -> None:
+    data = small_model(1)
+    digest = store.add_model("tiny:latest", data)["layers"][0]["digest"]
+    hurt(store.blob(digest), lambda content: content.__setitem__(5000, content[5000] ^ 4))
+    before = {one.name: one.read_bytes() for one in (store.folder / "blobs").iterdir()}
+    answers = {
+        "endless": (200, {}, data),
+        "short": (200, {}, data[:-1]),
+        "wrong": (200, {}, data[:-1] + bytes([data[-1] ^ 1])),
+        "compressed": (200, {"Content-Encoding": "gzip"}, data),
+        "redirect": (307, {"Location": "file:///etc/passwd"}, b""),
+    }
+    with proxied("127.0.0.1:1") as door:
+        door.meddling.answer = lambda method, path, headers: answers[lie]
+        door.meddling.endless = "/blobs/" if lie == "endless" else ""
+        told = ollama("repair", store, "--from", f"http://{door.host}", "--allow-full-download")
+        assert (told.code, blob_of(told.document, digest)["verdict"]) == (4, "damaged"), told.out
+        assert {one.name: one.read_bytes() for one in (store.folder / "blobs").iterdir()} == before
+        door.meddling.endless = ""
+        door.meddling.answer = lambda method, path, headers: (200, {}, data)
+        assert ollama("repair", store, "--from", f"http://{door.host}", "--allow-full-download").code == 0
+    assert store.blob(digest).read_bytes() == data
+
+
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(store: OllamaStore) -> None:
     """A model's blob is gone, and the folder that would tell so leads in a circle (or belongs to somebody else)."""
     store.add_model("good:latest", small_model(1))
@@ -400,3 +440,41 @@ def test_links_out_of_the_store_are_not_followed(store: OllamaStore, tmp_path: P
 def test_names_are_filled_up_as_ollama_does(text: str, parts: tuple[str, ...] | None) -> None:
     name = parse_model(text)
     assert (name and (name.host, name.namespace, name.model, name.tag)) == parts
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("damage", ["none", "flip", "zeros"])
+@pytest.mark.parametrize("tail", [1, 5000, 3 * MIB])
+def test_what_is_too_long_is_cut_back(store: OllamaStore, tmp_path: Path, tail: int, damage: str, *, protected: bool) -> None:
+    """The right bytes and then a tail, of noise or of zeros; and the same with damage before it."""
+    data = small_model(2)
+    weights = store.add_model("tiny:latest", data)["layers"][0]["digest"]
+    other = OllamaStore(tmp_path / "other")
+    other.add_model("tiny:latest", data)
+    if protected:
+        assert ollama("protect", store).code == 0
+    blob = store.blob(weights)
+    for more in (random.Random(tail).randbytes(tail), bytes(tail)):
+
+        def change(content: bytearray, more: bytes = more) -> None:
+            if damage == "flip":
+                content[100_000] ^= 4
+            elif damage == "zeros":
+                content[65536 : 65536 + 8192] = bytes(8192)
+            content += more
+
+        hurt(blob, change)
+        before = blob.read_bytes()
+        found = ollama("verify", store)
+        assert f"{tail:,} bytes too many" in blob_of(found.document, weights)["message"]
+        done = ollama("repair", store)
+        needs_other = damage != "none" and not protected
+        assert done.code == (4 if needs_other else 0), done.out
+        assert found.code == 1 if damage == "none" else found.code in (1, 4)  # 1 is a promise
+        if needs_other:
+            assert blob.read_bytes() == before
+            done = ollama("repair", store, "--from", other.folder)
+            assert done.code == 0, done.out
+        assert blob.read_bytes() == data
+        assert blob_of(done.document, weights)["action"] == "healed"
+        assert ollama("verify", store).code == 0

@@ -11,6 +11,7 @@ from bitward.cli.view import View
 
 PUSH_SILENCE_SECONDS = 600.0
 """Registries over object stores answer an upload when they have copied it."""
+_PULL_MAX_FETCH = "Most bytes to be fetched, such as 20G.  [default: what the manifest says, and 1 GiB again for healing]"
 
 
 @click.group("oci", short_help="Models in OCI registries: push, pull, verify, repair.")
@@ -80,7 +81,7 @@ def push_command(
 @click.argument("reference", metavar="REF")
 @click.argument("folder", metavar="DIR")
 @click.option("--force", is_flag=True, help="Replace files that are in the way and hold something else.")
-@_max_fetch
+@click.option("--max-fetch", callback=byte_count, metavar="BYTES", help=_PULL_MAX_FETCH)
 @_plain_http
 @with_view
 def pull_command(reference: str, folder: str, force: bool, max_fetch: int | None, plain_http: bool, jobs: int | None, view: View) -> int:
@@ -95,7 +96,7 @@ def pull_command(reference: str, folder: str, force: bool, max_fetch: int | None
 
     with view.progress() as sink, ended_in_good_order():
         limits = Limits(DEFAULT_FETCH_BYTES if max_fetch is None else max_fetch)
-        report = pull(reference, folder, PullRequest(limits, plain_http, force, jobs, sink))
+        report = pull(reference, folder, PullRequest(limits, plain_http, force, jobs, sink, max_fetch is not None))
     return view.finish(report, blobs_lines)
 
 

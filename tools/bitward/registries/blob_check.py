@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 
 from bitward.registries.blob_facts import BlobReport
-from bitward_agent.errors import BitwardError, UnreadableError
-from bitward_agent.findings import Damage, ExitCode, FileVerification, Progress, ProgressSink, SourceUse, Verdict
-from bitward_agent.io import OpenFile
+from bitward.registries.blob_reading import LostRangeError, Wanted, hash_file
+from bitward_agent.errors import BitwardError, BusyError, UnreadableError
+from bitward_agent.findings import Damage, ExitCode, FileVerification, ProgressSink, SourceUse, Verdict
+from bitward_agent.io import OpenFile, reason
 from bitward_agent.verify import open_sidecar, verify_file
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
-_CHUNK_BYTES = 1 << 20
 MISSING = "missing"
-
-
-class LostRangeError(UnreadableError):
-    """Part of a file cannot be read: the medium lost it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a blob should be: SHA-256 in hexadecimal, and bytes."""
-
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +34,12 @@ class Healing:
         return sum(source.fetched_bytes for source in self.sources)
 
 
+def not_healed(path: str, error: Exception, sources: tuple[SourceUse, ...] = ()) -> Healing:
+    """A damaged blob that could not be worked on: whether it can be healed is not known."""
+    message = reason(error) if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ")
+    return Healing(Verdict.DAMAGED, sources=sources, message=message, exit_code=ExitCode.CANNOT_TELL)
+
+
 def report_with(report: BlobReport, found: Healing, action: str = "") -> BlobReport:
     """A blob's report with what was found of it and done with it."""
     return replace(
@@ -61,29 +54,6 @@ def report_with(report: BlobReport, found: Healing, action: str = "") -> BlobRep
         message=found.message,
         exit_code=found.exit_code,
     )
-
-
-def hash_file(path: str, progress: ProgressSink | None = None) -> Wanted:
-    """SHA-256 and size of a file as it is.
-
-    Raises:
-        LostRangeError: part of it cannot be read.
-        UnreadableError: it cannot be opened, or changes meanwhile.
-    """
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with OpenFile(path) as file:
-        before = file.state()
-        for offset in range(0, before.size, _CHUNK_BYTES):
-            view = buffer[: min(_CHUNK_BYTES, before.size - offset)]
-            if lost := file.read_into(view, offset):
-                raise LostRangeError(f"{path}: bytes {lost[0][0]} to {lost[0][1]} cannot be read")
-            digest.update(view)
-            if progress:
-                progress(Progress("hash", path, offset + len(view), before.size))
-        if file.state() != before:
-            raise UnreadableError(f"{path}: changes while it is read: try again when its writer is done")
-    return Wanted(digest.hexdigest(), before.size)
 
 
 def difference(wanted: Wanted, found: Wanted) -> str:
@@ -104,17 +74,30 @@ def check_blob(path: str, wanted: Wanted, sidecar: str, *, jobs: int | None = No
         told = difference(wanted, hash_file(path, progress))
     except LostRangeError as error:
         told = str(error).removeprefix(f"{path}: ")
-    except UnreadableError as error:
+    except (UnreadableError, BusyError) as error:
         if not os.path.lexists(path):
             return Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)
         return Healing(Verdict.UNVERIFIABLE, message=str(error).removeprefix(f"{path}: "), exit_code=ExitCode.CANNOT_TELL)
     if not told:
         return Healing(Verdict.INTACT)
+    if _is_only_too_long(path, wanted):
+        return Healing(Verdict.DAMAGED, message=f"{told}, behind the right ones", exit_code=ExitCode.REPAIRABLE)
     if not os.path.lexists(sidecar):
         return Healing(Verdict.DAMAGED, message=f"{told}; no sidecar says where", exit_code=ExitCode.NOT_REPAIRABLE)
     if foreign := why_foreign(sidecar, wanted):
         return Healing(Verdict.DAMAGED, message=f"{told}; {foreign}", exit_code=ExitCode.NOT_REPAIRABLE)
     return _judged(verify_file(path, sidecar, jobs=jobs, progress=progress), told)
+
+
+def _is_only_too_long(path: str, wanted: Wanted) -> bool:
+    """Whether the right bytes are there, and others behind them: no sidecar is needed to cut those off."""
+    try:
+        with OpenFile(path) as file:
+            if file.state().size <= wanted.size:
+                return False
+        return hash_file(path, end=wanted.size) == wanted
+    except BitwardError:
+        return False
 
 
 def _judged(found: FileVerification, told: str) -> Healing:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.findings import Damage, ExitCode, SourceUse, Verdict
+from bitward_agent.io import reason
 from bitward_formats.frozen import dataclass
 
 
@@ -60,6 +64,30 @@ class BlobsReport:
     exit_code: int = 0
 
 
-def worst_of(blobs: Sequence[BlobReport]) -> int:
-    """The exit code of all together. Where there is nothing to look at nothing can be told."""
-    return ExitCode.worst(blob.exit_code for blob in blobs) if blobs else ExitCode.CANNOT_TELL
+def failed(report: BlobReport, error: Exception) -> BlobReport:
+    """A blob of which nothing can be told, and why; the other blobs go on."""
+    message = reason(error) if isinstance(error, OSError) else str(error)
+    return replace(report, verdict=Verdict.UNVERIFIABLE, message=message, exit_code=ExitCode.CANNOT_TELL)
+
+
+def report_of(
+    schema: str,
+    name: str,
+    blobs: Sequence[BlobReport],
+    started: float,
+    *,
+    digest: str = "",
+    sidecars: tuple[str, ...] = (),
+    referrers: str = "",
+    leftovers: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> BlobsReport:
+    """All blobs together: the worst of them decides, and where there is nothing to look at nothing can be told.
+
+    ``started`` is by the monotonic clock, in seconds; the others are the fields of the report.
+    """
+    code = ExitCode.worst(blob.exit_code for blob in blobs) if blobs else ExitCode.CANNOT_TELL
+    size, seconds = sum(blob.bytes for blob in blobs), time.monotonic() - started
+    return BlobsReport(
+        schema, name, VERDICT_OF_CODE[code], size, seconds, tuple(blobs), digest, sidecars, referrers, leftovers, notes, code
+    )

@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from bitward.registries.blob_check import Healing, Wanted, difference, hash_file
+from bitward.registries.blob_check import Healing, difference, not_healed
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.blob_suspects import SUSPECTS_LIMIT, suspects
 from bitward_agent.durable import make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError
 from bitward_agent.findings import ExitCode, ProgressSink, SourceUse, Verdict
-from bitward_agent.io import OpenFile, reason
+from bitward_agent.io import OpenFile
 from bitward_agent.journal import append_log, log_path
 from bitward_agent.sources import Range
 from bitward_agent.sources.copies import CopySource
@@ -73,8 +74,7 @@ def heal_by_guess(path: str, wanted: Wanted, sidecar: str, sources: Sequence[Cop
         except SourceError as caught:
             error = str(caught)
         except (BitwardError, OSError) as caught:
-            told = reason(caught) if isinstance(caught, OSError) else str(caught)
-            return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.CANNOT_TELL)
+            return not_healed(path, caught, tuple(uses))
         uses.append(_use(source, 0, error))
     return Healing(Verdict.DAMAGED, sources=tuple(uses), message=told, exit_code=ExitCode.NOT_REPAIRABLE)
 

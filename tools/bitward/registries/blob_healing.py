@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, difference, hash_file, why_foreign
+from bitward.registries.blob_check import MISSING, Healing, difference, not_healed, why_foreign
 from bitward.registries.blob_guessing import heal_by_guess, tell_log
-from bitward_agent.durable import atomic_file, make_folder
+from bitward.registries.blob_reading import LostRangeError, Wanted, copy_readable, hash_file
+from bitward_agent.durable import atomic_file, check_room, make_folder
 from bitward_agent.errors import BitwardError, SourceError, UnreadableError
 from bitward_agent.findings import ExitCode, Progress, ProgressSink, SidecarState, SourceUse, Verdict
-from bitward_agent.io import OpenFile, reason
-from bitward_agent.journal import restore_mtime
+from bitward_agent.io import OpenFile
+from bitward_agent.journal import log_path, restore_mtime
 from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.copies import CopySource
 from bitward_agent.verify import open_sidecar
+from bitward_formats.errors import FormatError
 
 _WRITE_BYTES = 1 << 16
 
@@ -51,18 +53,67 @@ def heal_blob(
         return found
     uses: tuple[SourceUse, ...] = ()
     if os.path.lexists(path):
-        foreign = why_foreign(sidecar, wanted, named=named) if os.path.lexists(sidecar) else ""
-        if os.path.lexists(sidecar) and not foreign:
-            found = _by_sidecar(path, wanted, sidecar, sources, jobs, progress)
-        else:
-            found = heal_by_guess(path, wanted, sidecar, sources, progress)
-            found = replace(found, message="; ".join(filter(None, (found.message, foreign))))
+        try:
+            found = _healed_here(path, wanted, sidecar, sources, found, named=named, jobs=jobs, progress=progress)
+        except (BitwardError, FormatError, OSError) as error:
+            found = not_healed(path, error)
         uses = found.sources
     for download in whole:
         if found.verdict is Verdict.INTACT:
             break
         found = _anew(path, wanted, download, uses, progress)
     return found
+
+
+def _healed_here(
+    path: str,
+    wanted: Wanted,
+    sidecar: str,
+    sources: Sequence[CopySource],
+    found: Healing,
+    *,
+    named: bool,
+    jobs: int | None,
+    progress: ProgressSink | None,
+) -> Healing:
+    """By what the blob has itself, its sidecar, and ranges of the sources. Raises BitwardError, FormatError, OSError."""
+    cut_bytes = _cut_back(path, wanted, sidecar)
+    told = f"{cut_bytes:,} bytes behind its end were cut off" if cut_bytes else ""
+    foreign = why_foreign(sidecar, wanted, named=named) if os.path.lexists(sidecar) else ""
+    if foreign or not os.path.lexists(sidecar):
+        done = Healing(Verdict.INTACT) if cut_bytes else heal_by_guess(path, wanted, sidecar, sources, progress)
+    elif os.lstat(path).st_size > wanted.size:
+        # What is behind the end may go only with a digest to vouch for the rest, and that is still damaged: so on a copy.
+        with tempfile.TemporaryDirectory(prefix=".bitward-", dir=os.path.dirname(sidecar)) as scratch:
+            own = os.path.join(scratch, "sidecar.ward")
+            copy_readable(sidecar, own)
+            log = log_path(sidecar)
+            done = heal_beside(path, wanted, own, sources, found, scratch, log, jobs=jobs, progress=progress)
+    else:
+        done = _by_sidecar(path, wanted, sidecar, sources, jobs, progress)
+    return replace(done, message="; ".join(filter(None, (told, done.message, foreign))))
+
+
+def _cut_back(path: str, wanted: Wanted, sidecar: str) -> int:
+    """Cut off what is behind the end of a blob whose bytes before that have the digest; how many bytes that was.
+
+    Raises:
+        BitwardError, OSError: it cannot be read or written.
+    """
+    try:
+        if os.lstat(path).st_size <= wanted.size or hash_file(path, end=wanted.size) != wanted:
+            return 0
+    except LostRangeError:
+        return 0
+    with OpenFile(path, write=True) as file:
+        file.lock()
+        if hash_file(path, end=wanted.size) != wanted:  # once more, now that no other Bitward is at it
+            return 0
+        size = file.state().size
+        file.disk.truncate(file.fd, wanted.size)
+        file.disk.sync(file.fd)
+        tell_log(log_path(sidecar), file, wanted, "digest", [{"offset": wanted.size, "cut": size - wanted.size}])
+    return size - wanted.size
 
 
 def _by_sidecar(
@@ -78,7 +129,7 @@ def _by_sidecar(
         done = repair_file(path, sidecar, RepairRequest(tuple(sources), now_ns=time.time_ns()), jobs=jobs, progress=progress)
         told = difference(wanted, hash_file(path, progress))
     except BitwardError as error:
-        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+        return not_healed(path, error)
     if not told:
         return Healing(Verdict.INTACT, done.repaired, sources=done.sources, message=_healed_how(done.repaired, done.sidecar.state))
     message = "; ".join(filter(None, (told, done.message)))
@@ -107,20 +158,18 @@ def heal_beside(
         scratch: folder for the copy, on a disk with room for it.
         log: where a line about what was written is added.
     """
-    copy = os.path.join(scratch, wanted.sha256)
-    if found.message == MISSING:
+    copy = os.path.join(scratch, f"{wanted.sha256}.ward.new")  # named as temporary files of ours are: nobody takes it for a model
+    if found.message == MISSING or found.exit_code == ExitCode.CANNOT_TELL:
         return found
     try:
-        shutil.copyfile(path, copy, follow_symlinks=False)
+        copy_readable(path, copy, wanted.size)
         done = heal_blob(copy, wanted, sidecar, sources, found, named=False, jobs=jobs, progress=progress)
         if done.verdict is Verdict.INTACT:
             _transplant(copy, path, wanted, log)
             if told := difference(wanted, hash_file(path, progress)):
                 raise UnreadableError(f"{path}: what was written does not read back ({told}): the disk is failing")
-    except BitwardError as error:
-        return Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    except OSError as error:
-        return Healing(Verdict.DAMAGED, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, OSError) as error:
+        return not_healed(path, error)
     finally:
         if os.path.lexists(copy):
             os.remove(copy)
@@ -132,12 +181,17 @@ def _transplant(copy: str, path: str, wanted: Wanted, log: str) -> None:
     writes = []
     with OpenFile(copy) as right, OpenFile(path, write=True) as target:
         target.lock()
+        here = memoryview(bytearray(_WRITE_BYTES))
+        size = target.state().size
         for offset in range(0, wanted.size, _WRITE_BYTES):
             data = right.read(offset, min(_WRITE_BYTES, wanted.size - offset))
-            if target.read(offset, len(data)) != data:
+            lost = target.read_into(here[: len(data)], offset)  # a lost sector reads as zeros, and may well be zeros
+            if lost or here[: len(data)] != data:
                 target.write_all(data, offset)
                 writes.append({"offset": offset, "length": len(data)})
         target.disk.truncate(target.fd, wanted.size)
+        writes += [{"offset": wanted.size, "cut": size - wanted.size}] if size > wanted.size else []
+        restore_mtime(target, right.state().mtime_ns)  # what its sidecar says, where that healed the copy
         target.disk.sync(target.fd)
         tell_log(log, target, wanted, "sidecar", writes)
 
@@ -149,6 +203,7 @@ def _anew(
     digest, done = hashlib.sha256(), 0
     try:
         make_folder(os.path.dirname(path))
+        check_room(os.path.dirname(path), wanted.size, os.path.basename(path))
         with atomic_file(path) as file:
             for chunk in download():
                 file.write_all(chunk, done)
@@ -160,9 +215,8 @@ def _anew(
             if told:
                 raise SourceError(f"the copy that was sent is no better: {told}")
             _keep_owner(path, file.fd)
-    except BitwardError as error:
-        message = str(error).removeprefix(f"{path}: ")
-        return Healing(Verdict.DAMAGED, sources=uses, message=message, exit_code=ExitCode.NOT_REPAIRABLE)
+    except (BitwardError, OSError) as error:
+        return replace(not_healed(path, error, uses), exit_code=ExitCode.NOT_REPAIRABLE)
     whole = SourceUse("the whole blob", 0, done, 1)
     return Healing(Verdict.INTACT, 1, sources=(*uses, whole), message=f"{done:,} bytes were fetched: the whole blob")
 

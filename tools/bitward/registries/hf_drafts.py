@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from bitward.registries.hf_blobs import read_blob
+from bitward.registries.blob_reading import read_blob
 from bitward.registries.hf_server import FilePlace
-from bitward_agent.durable import make_folder, sync_folder
+from bitward_agent.durable import check_room, make_folder, sync_folder
 from bitward_agent.errors import BusyError, SourceError, WriteError
 from bitward_agent.io import DISK, OpenFile, Range, open_folder, reason
 from bitward_agent.sources.limits import Meter
@@ -39,11 +39,8 @@ def draft_of(target: str, size: int) -> Iterator[OpenFile]:
     folder, name = os.path.split(target)
     temporary = f"{name}.{secrets.token_hex(4)}.incomplete"
     make_folder(folder)
+    check_room(folder, size, target)
     try:
-        room = os.statvfs(folder)
-        free = room.f_bavail * room.f_frsize
-        if free < size:
-            raise WriteError(f"{target}: {size:,} bytes are wanted, and {free:,} are free: make room and try again")
         folder_fd = open_folder(folder)
     except OSError as error:
         raise WriteError(f"{target}: cannot write: {reason(error)}") from error
@@ -80,17 +77,6 @@ def leftover_of(target: str) -> str:
             if entry.name.startswith(f"{name}.") and entry.name.endswith(".incomplete") and entry.is_file(follow_symlinks=False):
                 longest = max(longest, (entry.stat(follow_symlinks=False).st_size, entry.path))
     return longest[1]
-
-
-def copy_into(draft: OpenFile, path: str, size: int) -> None:
-    """The first ``size`` bytes of a file, as far as it has them; what cannot be read is zero. Raises UnreadableError, WriteError."""
-    buffer = memoryview(bytearray(PIECE_BYTES))
-    with OpenFile(path) as source:
-        end = min(size, source.state().size)
-        for offset in range(0, end, PIECE_BYTES):
-            view = buffer[: min(PIECE_BYTES, end - offset)]
-            source.read_into(view, offset)
-            draft.write_all(view, offset)
 
 
 def fetch_into(

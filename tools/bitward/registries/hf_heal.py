@@ -8,15 +8,14 @@ was made from the very bytes of the blob's name; all else is made in a draft bes
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bitward.registries.blob_reading import copy_into, copy_readable, read_blob
 from bitward.registries.blob_suspects import PAGE_BYTES, SUSPECTS_LIMIT, suspects
-from bitward.registries.hf_blobs import read_blob
-from bitward.registries.hf_drafts import copy_into, draft_of, fetch_into, keep_leftover, leftover_of, put_if_right
+from bitward.registries.hf_drafts import draft_of, fetch_into, keep_leftover, leftover_of, put_if_right
 from bitward.registries.hf_facts import Way
 from bitward.registries.hf_server import FilePlace
 from bitward.registries.hf_sidecars import vouches_for
@@ -178,7 +177,7 @@ def _by_sidecar_in_draft(job: Job) -> Outcome | None:
     beside = os.path.dirname(job.sidecar)
     with tempfile.TemporaryDirectory(prefix=".bitward-", dir=beside) as scratch, draft_of(job.path, job.file.size) as draft:
         sidecar = os.path.join(scratch, os.path.basename(job.sidecar))
-        shutil.copyfile(job.sidecar, sidecar, follow_symlinks=False)
+        copy_readable(job.sidecar, sidecar)
         copy_into(draft, job.path, max(job.file.size, _size_of(job.path)))
         done = _repair(job, draft.path, sidecar)
         if done.verdict is Verdict.INTACT and put_if_right(draft, job.path, job.file.part, job.file.size):

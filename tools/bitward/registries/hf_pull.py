@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from bitward.registries.blob_reading import read_blob
 from bitward.registries.blob_suspects import suspects
-from bitward.registries.hf_blobs import read_blob
 from bitward.registries.hf_cache import Blob, CachedRepo, RepoName, parse_repo
 from bitward.registries.hf_drafts import hub_lock
 from bitward.registries.hf_facts import PulledFile, PullReport, Way

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from bitward.registries.hf_blobs import read_blob
+from bitward.registries.blob_reading import read_blob
 from bitward.registries.hf_cache import RepoName, cache_root, parse_repo, read_repo
 from bitward.registries.hf_facts import PushedFile, PushReport
 from bitward.registries.hf_server import HubServer, limits_of

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field, replace
 
+from bitward.registries.blob_reading import Reading, read_blob
 from bitward.registries.blob_suspects import suspects
-from bitward.registries.hf_blobs import Reading, read_blob
 from bitward.registries.hf_cache import Blob, CachedRepo, Pointer, RepoName, cache_root, list_repos, parse_repo, read_repo
 from bitward.registries.hf_facts import BlobVerification, CacheVerification, Problem, ProblemKind, RepoVerification
 from bitward.registries.hf_sidecars import no_sidecar, sidecar_for, sidecars_of

@@ -116,8 +116,8 @@ class Repository:
         told = {401: ": it wants other credentials", 403: ": forbidden", 405: ": it does not allow that"}.get(code, "")
         raise SourceError(f"{what}: the server answers {code}{told}")
 
-    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A blob's bytes as they come, at most as many as its descriptor says; resumed by range where the connection breaks.
+    def blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from ``start`` on, as they come, at most as many as its descriptor says; resumed where the connection breaks.
 
         What comes is compared with nothing: whoever takes it holds it against the digest.
 
@@ -126,8 +126,8 @@ class Repository:
         """
         what = f"{self.reference.repository_name}: the blob {descriptor.digest}"
         patience = Patience(self.limits)
-        done = 0
-        while True:
+        done = start
+        while not done or done < descriptor.size:
             before = done
             try:
                 for chunk in self._blob_from(descriptor, done, what):

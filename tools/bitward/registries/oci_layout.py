@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, hash_file, report_with
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import MISSING, check_blob, report_with, why_foreign
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
+from bitward.registries.blob_reading import Wanted, copy_readable, hash_file
 from bitward.registries.oci_sidecars import scratch_folder
-from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.durable import atomic_file, make_folder
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import ExitCode, ProgressSink, Verdict
@@ -157,22 +157,16 @@ def _take_in(layout: Layout, one: Descriptor) -> Sequence[Descriptor]:
 
 
 def _finish(layout: Layout, command: str, blobs: Sequence[BlobReport], started: float, artifacts: Sequence[str] = ()) -> BlobsReport:
-    code = worst_of(blobs)
-    size, seconds = sum(blob.bytes for blob in blobs), time.monotonic() - started
     known = (*layout.artifacts, *artifacts)
-    return BlobsReport(
-        *(f"bitward.oci-{command}/1", layout.folder, VERDICT_OF_CODE[code], size, seconds, tuple(blobs)),
-        sidecars=known,
-        referrers="index" if known else "",
-        exit_code=code,
-    )
+    return report_of(f"bitward.oci-{command}/1", layout.folder, blobs, started, sidecars=known, referrers="index" if known else "")
 
 
 def _blank(layout: Layout, one: Descriptor) -> BlobReport:
     ward = layout.sidecar_of(one.digest)
-    has = os.path.lexists(ward)
     report = BlobReport(one.name, one.digest, one.media_type, one.size, Verdict.UNVERIFIABLE, path=layout.path_of(one.digest))
-    return replace(report, sidecar=ward, sidecar_bytes=os.lstat(ward).st_size) if has else report
+    with suppress(OSError):
+        report = replace(report, sidecar_bytes=os.lstat(ward).st_size, sidecar=ward)
+    return report
 
 
 def _unread(layout: Layout) -> Iterator[BlobReport]:
@@ -201,32 +195,35 @@ def repair_layout(folder: str, request: LayoutRequest) -> BlobsReport:
     started = time.monotonic()
     layout = read_layout(folder)
     others = [read_layout(other) for other in request.others]
-    blobs = [*_unread(layout)]
-    for one in layout.blobs.values():
-        blank = _blank(layout, one)
-        found = check_blob(blank.path, _wanted(one), layout.sidecar_of(one.digest), jobs=request.jobs, progress=request.progress)
-        if found.verdict is Verdict.INTACT or request.dry_run:
-            blobs.append(report_with(blank, found))
-            continue
-        copies = [CopySource(LocalPlace(other.path_of(one.digest), blank.path), [""], one.hex, Meter()) for other in others]
-        copies = [copy for copy in copies if os.path.isfile(copy.name)]
-        try:
-            from bitward.registries.blob_healing import heal_beside  # loads NumPy: only where there is damage
+    repaired = [_repair_one(layout, one, others, request) for one in layout.blobs.values()]
+    return _finish(layout, "repair", [*_unread(layout), *repaired], started)
 
-            log = log_in(os.path.join(layout.folder, WORK_FOLDER))
-            ward = layout.sidecar_of(one.digest)
-            with scratch_folder(layout.folder) as scratch:
-                own = os.path.join(scratch, "sidecar.ward")
-                if os.path.isfile(ward) and not os.path.islink(ward):
-                    shutil.copyfile(ward, own)
-                done = heal_beside(blank.path, _wanted(one), own, copies, found, scratch, log, jobs=request.jobs, progress=request.progress)
-        except BitwardError as error:
-            done = Healing(Verdict.DAMAGED, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-        finally:
-            for copy in copies:
-                copy.close()
-        blobs.append(report_with(blank, done, "healed" if done.verdict is Verdict.INTACT else ""))
-    return _finish(layout, "repair", blobs, started)
+
+def _repair_one(layout: Layout, one: Descriptor, others: Sequence[Layout], request: LayoutRequest) -> BlobReport:
+    """One blob. Every failure comes back as a value, so that the others are looked at."""
+    blank = _blank(layout, one)
+    copies: list[CopySource] = []
+    try:
+        ward = layout.sidecar_of(one.digest)
+        found = check_blob(blank.path, _wanted(one), ward, jobs=request.jobs, progress=request.progress)
+        if found.verdict is Verdict.INTACT or request.dry_run:
+            return report_with(blank, found)
+        from bitward.registries.blob_healing import heal_beside  # loads NumPy: only where there is damage
+
+        paths = [other.path_of(one.digest) for other in others]
+        copies = [CopySource(LocalPlace(path, blank.path), [""], one.hex, Meter()) for path in paths if os.path.isfile(path)]
+        log = log_in(os.path.join(layout.folder, WORK_FOLDER))
+        with scratch_folder(layout.folder) as scratch:
+            own = os.path.join(scratch, "sidecar.ward")
+            if os.path.isfile(ward) and not os.path.islink(ward):
+                copy_readable(ward, own)
+            done = heal_beside(blank.path, _wanted(one), own, copies, found, scratch, log, jobs=request.jobs, progress=request.progress)
+        return report_with(blank, done, "healed" if done.verdict is Verdict.INTACT else "")
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(blank, error)
+    finally:
+        for copy in copies:
+            copy.close()
 
 
 def log_in(folder: str) -> str:
@@ -255,11 +252,19 @@ def protect_layout(folder: str, request: LayoutRequest) -> BlobsReport:
     return _finish(layout, "protect", blobs, started, artifacts)
 
 
+def _has_sidecar(layout: Layout, layer: Descriptor) -> bool:
+    """Whether a layer has a sidecar that is whole and its own: one that is neither does not count as protection."""
+    ward, own = layout.sidecar_of(layer.digest), layout.sidecars.get(layer.digest)
+    if own is not None and check_blob(ward, _wanted(own), "").verdict is not Verdict.INTACT:
+        return False
+    return os.path.lexists(ward) and not why_foreign(ward, _wanted(layer))
+
+
 def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: LayoutRequest) -> tuple[BlobReport, Descriptor | None]:
     from bitward.registries.oci_push import make_sidecar
 
     blank = _blank(layout, layer)
-    if blank.sidecar and not request.force:
+    if not request.force and _has_sidecar(layout, layer):
         found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs, progress=request.progress)
         return report_with(blank, replace(found, message=found.message or "its sidecar is there already"), "kept"), None
     ward = os.path.join(scratch, f"{layer.hex}.ward")
@@ -272,10 +277,10 @@ def _protect_one(layout: Layout, layer: Descriptor, scratch: str, request: Layou
         os.replace(ward, layout.path_of(sidecar.digest))
     except (BitwardError, FormatError, OSError) as error:
         code = ExitCode.CANNOT_TELL if os.path.lexists(blank.path) else ExitCode.NOT_REPAIRABLE
-        found = check_blob(blank.path, _wanted(layer), "")
+        found = check_blob(blank.path, _wanted(layer), layout.sidecar_of(layer.digest), jobs=request.jobs)
         if found.verdict is Verdict.DAMAGED:
             return report_with(blank, replace(found, message=f"damaged already, not protected: {found.message}")), None
-        return replace(blank, message=str(error), exit_code=code), None
+        return replace(failed(blank, error), exit_code=code), None
     path = layout.path_of(sidecar.digest)
     return replace(blank, verdict=Verdict.INTACT, action="protected", sidecar=path, sidecar_bytes=word.size), sidecar
 

@@ -6,23 +6,20 @@ again for the blocks that parity lacks.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from bitward.registries.blob_check import Healing, Wanted, check_blob, difference, hash_file, why_foreign
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import Healing, check_blob, difference, report_with, why_foreign
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_healing import heal_beside, heal_blob
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import NotInRegistryError, Repository
+from bitward.registries.oci_parts import WORK_FOLDER, begun_bytes, part_path, pull_folder, take_up, told_of_parts
 from bitward.registries.oci_reference import parse_reference
-from bitward.registries.oci_sidecars import find_sidecars, save_blob, save_sidecar, scratch_folder, wanted_manifest
-from bitward.targets import VERDICT_OF_CODE
-from bitward_agent.durable import make_folder, sync_folder
-from bitward_agent.errors import BitwardError, BusyError, InputError, WriteError
+from bitward.registries.oci_sidecars import find_sidecars, save_sidecar, scratch_folder, wanted_manifest
+from bitward_agent.durable import check_room, make_folder, sync_folder
+from bitward_agent.errors import BitwardError, InputError, SourceBusyError, WriteError
 from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import OpenFile, open_folder, reason, resolve
 from bitward_agent.journal import restore_mtime
@@ -30,24 +27,26 @@ from bitward_agent.repair import RepairRequest, repair_file
 from bitward_agent.sources.limits import Limits
 from bitward_agent.units import index_path, is_ours, write_index
 from bitward_agent.verify import open_sidecar, verify_file
-from bitward_formats.errors import FormatError
+from bitward_formats.errors import FormatError, OciError
 from bitward_formats.frozen import dataclass
 from bitward_formats.oci import Descriptor, file_names
 from bitward_formats.unit_index import UnitEntry
 
-WORK_FOLDER = ".bitward-pull"
-"""Below the folder that is pulled into, while a pull is at work."""
+_Todo = tuple[str, Descriptor, tuple[Descriptor, ...]]
+"""A layer's name, the layer, and its sidecars."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What was asked for. ``force``: replace files that are in the way."""
+    """What was asked for. ``force``: replace files that are in the way. ``bounds_all``: the bytes of the limits are those of all that is
+    fetched, and not only of what is fetched again."""
 
     limits: Limits
     plain_http: bool = False
     force: bool = False
     jobs: int | None = None
     progress: ProgressSink | None = None
+    bounds_all: bool = False
 
 
 def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
@@ -55,8 +54,8 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
 
     Raises:
         InputError: the reference is none.
-        SourceError, OciError, UntrustedError: the manifest cannot be had or used. Then nothing was written.
-        WriteError: the folder cannot be made.
+        SourceError, OciError, UntrustedError: the manifest cannot be had or used, or asks for more bytes than may be fetched.
+        WriteError: the folder cannot be made, or has no room for what the manifest asks for. Then no blob was asked for.
     """
     started = time.monotonic()
     named = parse_reference(reference, plain_http=request.plain_http)
@@ -65,66 +64,59 @@ def pull(reference: str, folder: str, request: PullRequest) -> BlobsReport:
         names = file_names(manifest.layers, named.name)
         sidecars = find_sidecars(repository, manifest)
         top = resolve(folder)
+        _refuse_our_own(names, top, named.name)
         make_folder(top)
         taken = {f"{name}.ward" for name in names} & set(names)
-        blobs = []
-        with pull_folder(top) as scratch:
-            puller = _Puller(repository, top, scratch, request)
-            for name, layer in dict(zip(names, manifest.layers, strict=True)).items():
-                candidates = () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ())
-                blobs.append(puller.pull(name, layer, candidates))
-    notes = [*sidecars.notes, *([] if blobs else ["the manifest has no layers: there is nothing to pull"])]
-    code = worst_of(blobs)
-    if not code and blobs:
+        todo = [
+            (name, layer, () if f"{name}.ward" in taken or is_ours(name) else sidecars.by_layer.get(layer.digest, ()))
+            for name, layer in dict(zip(names, manifest.layers, strict=True)).items()
+        ]
+        size = _bytes_to_come(top, todo, request)
+        if request.bounds_all:
+            repository.budget.reserve(size)
+        with pull_folder(top, manifest.layers) as work:
+            check_room(top, size, named.name)
+            puller = _Puller(repository, top, work, request)
+            blobs = [puller.pull(*one) for one in todo]
+            notes = [*sidecars.notes, *told_of_parts(work)]
+    notes += [] if blobs else ["the manifest has no layers: there is nothing to pull"]
+    if blobs and not any(blob.exit_code for blob in blobs):
         notes += _index(top, blobs)
-    return BlobsReport(
-        "bitward.oci-pull/1",
-        named.name,
-        VERDICT_OF_CODE[code],
-        sum(blob.bytes for blob in blobs),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        sidecars.artifacts,
-        sidecars.how,
-        notes=tuple(notes),
-        exit_code=code,
+    own, found = manifest.descriptor.digest, sidecars.artifacts
+    return report_of(
+        "bitward.oci-pull/1", named.name, blobs, started, digest=own, sidecars=found, referrers=sidecars.how, notes=tuple(notes)
     )
 
 
-@contextmanager
-def pull_folder(top: str) -> Iterator[str]:
-    """A folder for what is on its way, on the disk where it will stay; gone afterwards. What a killed pull left in it is removed.
+def _refuse_our_own(names: list[str], top: str, what: str) -> None:
+    """Names that would be taken for a journal of ours, which a repair obeys, for a file's sidecar, or for what is on its way.
 
     Raises:
-        BusyError: another pull is at work in the same place.
-        WriteError: it cannot be made.
+        OciError: there is one.
     """
-    path = os.path.join(top, WORK_FOLDER)
-    make_folder(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot use this folder: {reason(error)}") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{top}: another pull is at work here: wait for it to end") from None
-        for name in os.listdir(fd):
-            shutil.rmtree(os.path.join(path, name), ignore_errors=True)
-        try:
-            yield path
-        finally:
-            with suppress(OSError):
-                os.rmdir(path)
-    finally:
-        os.close(fd)
+    known = set(names)
+    for name in names:
+        if name.split("/")[0] == WORK_FOLDER or (is_ours(name) and not name.endswith(".ward")):
+            raise OciError(f"{what}: a layer wants the name {name[:100]!r}, which is kept for Bitward's own files")
+        about = name.removesuffix(".ward")
+        if about != name and about not in known and os.path.lexists(os.path.join(top, *about.split("/"))):
+            raise OciError(f"{what}: a layer wants to be the sidecar of {about[:100]!r}, which is not from there: pull into another folder")
+
+
+def _bytes_to_come(top: str, todo: list[_Todo], request: PullRequest) -> int:
+    """What the layers and sidecars take that are not there yet, by the manifest and its referrers."""
+    size = 0
+    for name, layer, candidates in todo:
+        path = os.path.join(top, *name.split("/"))
+        if request.force or not os.path.lexists(path):
+            size += layer.size - begun_bytes(os.path.join(top, WORK_FOLDER), layer)
+        size += candidates[-1].size if candidates and not os.path.lexists(f"{path}.ward") else 0
+    return size
 
 
 class _Puller:
-    def __init__(self, repository: Repository, top: str, scratch: str, request: PullRequest) -> None:
-        self.repository, self.top, self.scratch, self.request = repository, top, scratch, request
+    def __init__(self, repository: Repository, top: str, work: str, request: PullRequest) -> None:
+        self.repository, self.top, self.work, self.request = repository, top, work, request
 
     def pull(self, name: str, layer: Descriptor, candidates: tuple[Descriptor, ...]) -> BlobReport:
         """One layer, with its sidecar if it has any. Every failure comes back as a value."""
@@ -132,45 +124,50 @@ class _Puller:
         report = BlobReport(name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE, path=path)
         try:
             make_folder(os.path.dirname(path))
-            with scratch_folder(self.scratch) as scratch:
+            with scratch_folder(self.work) as scratch:
                 if os.path.lexists(path) and not self.request.force:
                     return self._existing(report, layer, candidates, scratch)
                 return self._fresh(report, layer, candidates, scratch)
         except NotInRegistryError as error:
             return replace(report, verdict=Verdict.DAMAGED, path="", message=str(error), exit_code=ExitCode.NOT_REPAIRABLE)
-        except (BitwardError, FormatError) as error:
-            return replace(report, path="", message=str(error), exit_code=ExitCode.CANNOT_TELL)
-        except OSError as error:
-            return replace(report, path="", message=f"{path}: {reason(error)}", exit_code=ExitCode.CANNOT_TELL)
+        except (BitwardError, FormatError, OSError) as error:
+            return failed(replace(report, path=""), error)
 
     def _fresh(self, report: BlobReport, layer: Descriptor, candidates: tuple[Descriptor, ...], scratch: str) -> BlobReport:
-        part = os.path.join(scratch, os.path.basename(report.path))
-        ward = f"{part}.ward"
-        wanted = Wanted(layer.hex, layer.size)
-        told = save_sidecar(self.repository, candidates, ward) if candidates else ""
-        came = save_blob(self.repository, layer, part, self.request.progress)
-        wrong = difference(wanted, came)
-        healing = Healing(Verdict.INTACT)
-        if wrong:
-            source = self.repository.source(layer, report.name)
-            try:
-                found = check_blob(part, wanted, ward, jobs=self.request.jobs)
-                jobs, progress = self.request.jobs, self.request.progress
-                healing = heal_blob(part, wanted, ward, [source], found, named=False, jobs=jobs, progress=progress)
-            finally:
-                source.close()
-            told = "; ".join(filter(None, (f"arrived damaged: {wrong}", healing.message, told)))
-        if healing.verdict is not Verdict.INTACT:
-            lost = replace(report, verdict=Verdict.DAMAGED, path="", message=f"{told}; it was not kept", exit_code=healing.exit_code)
-            return _with(lost, healing)
-        state, note = self._settle_sidecar(part, ward)
-        _publish(part, report.path)
-        action = "healed" if wrong else "pulled"
-        done = replace(report, verdict=Verdict.INTACT, action=action, message="; ".join(filter(None, (told, note))))
+        part, ward = part_path(self.work, layer), os.path.join(scratch, "sidecar.ward")
+        told = save_sidecar(self.repository, candidates, layer, ward) if candidates else ""
+        try:
+            came, had = take_up(self.repository, layer, part, self.request.progress)
+            wrong = difference(Wanted(layer.hex, layer.size), came)
+            healing = self._heal_part(report, layer, part, ward) if wrong else Healing(Verdict.INTACT)
+            if healing.verdict is not Verdict.INTACT and had:
+                os.remove(part)  # what was begun may be at fault, not what came: once more, without it
+                return self._fresh(report, layer, candidates, scratch)
+            told = "; ".join(filter(None, (f"arrived damaged: {wrong}" if wrong else "", healing.message, told)))
+            if healing.verdict is not Verdict.INTACT:
+                os.remove(part)
+                return replace(report_with(report, healing), verdict=Verdict.DAMAGED, path="", message=f"{told}; it was not kept")
+            state, note = self._settle_sidecar(part, ward)
+            _publish(part, report.path)
+        except (BitwardError, FormatError, OSError) as error:
+            if os.path.lexists(part) and not (isinstance(error, SourceBusyError) and os.path.getsize(part)):
+                os.remove(part)
+            raise
+        note = "; ".join(filter(None, (f"{had:,} bytes of it were there from a pull that was broken off" if had else "", told, note)))
+        done = replace(report_with(report, healing, "healed" if wrong else "pulled"), message=note)
         if state:
             _publish(ward, f"{report.path}.ward")
             done = replace(done, sidecar=f"{report.path}.ward", sidecar_bytes=os.path.getsize(f"{report.path}.ward"))
-        return _with(done, healing)
+        return done
+
+    def _heal_part(self, report: BlobReport, layer: Descriptor, part: str, ward: str) -> Healing:
+        wanted, jobs = Wanted(layer.hex, layer.size), self.request.jobs
+        source = self.repository.source(layer, report.name)
+        try:
+            found = check_blob(part, wanted, ward, jobs=jobs)
+            return heal_blob(part, wanted, ward, [source], found, named=False, jobs=jobs, progress=self.request.progress)
+        finally:
+            source.close()
 
     def _settle_sidecar(self, part: str, ward: str) -> tuple[bool, str]:
         """Whether a sidecar is there that fits the file, whose digest is right; a sidecar that was damaged is healed from the file."""
@@ -191,7 +188,7 @@ class _Puller:
         own = ward = f"{report.path}.ward"
         if not os.path.lexists(own) and candidates:
             ward = os.path.join(scratch, "sidecar.ward")
-            save_sidecar(self.repository, candidates, ward)
+            save_sidecar(self.repository, candidates, layer, ward)
         wrong = difference(wanted, hash_file(report.path, self.request.progress))
         done, notes = replace(report, verdict=Verdict.INTACT, action="kept"), [""]
         if wrong:
@@ -199,7 +196,7 @@ class _Puller:
                 raise InputError(f"{report.path}: is in the way and holds something else; --force replaces it")
             healing = self._heal_existing(report, layer, ward, scratch)
             notes = [f"was damaged: {wrong}", healing.message]
-            done = _with(replace(report, verdict=healing.verdict, action="healed", exit_code=healing.exit_code), healing)
+            done = report_with(report, healing, "healed")
             if healing.verdict is not Verdict.INTACT:
                 return replace(done, action="", message="; ".join(filter(None, notes)))
         if ward != own:
@@ -228,17 +225,6 @@ class _Puller:
     def _is_damage(self, path: str, ward: str) -> bool:
         """Whether a file that differs is a damaged copy of what the sidecar knows, and not something that somebody wrote there."""
         return verify_file(path, ward, jobs=self.request.jobs).verdict is Verdict.DAMAGED
-
-
-def _with(report: BlobReport, healing: Healing) -> BlobReport:
-    return replace(
-        report,
-        repaired=healing.repaired,
-        remaining=healing.remaining,
-        fetched_bytes=healing.fetched_bytes,
-        damage=healing.damage,
-        sources=healing.sources,
-    )
 
 
 def _take_time(path: str, ward: str) -> None:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bitward.registries.blob_check import hash_file
-from bitward.registries.blob_facts import BlobReport, BlobsReport
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
+from bitward.registries.blob_reading import hash_file
 from bitward.registries.oci_client import Repository
-from bitward.registries.oci_reference import Reference, parse_reference
+from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import FileBody, attach_sidecars, find_sidecars, scratch_folder
-from bitward.targets import VERDICT_OF_CODE, PathLike
+from bitward.targets import PathLike
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.findings import ExitCode, ProgressSink, SidecarState, Verdict
 from bitward_agent.io import resolve
@@ -40,6 +40,7 @@ from bitward_formats.oci import (
     file_names,
 )
 
+_SCHEMA = "bitward.oci-push/1"
 RAW_TYPE = "application/octet-stream"
 """Media type of a layer that is a file as it is."""
 
@@ -74,7 +75,7 @@ def push(reference: str, paths: Sequence[PathLike], request: PushRequest) -> Blo
     with scratch_folder() as scratch, Repository(named, request.limits) as repository:
         prepared = [_prepare(member, os.path.join(scratch, f"{number}.ward"), request) for number, member in enumerate(members)]
         if any(report.exit_code for report, _ in prepared):
-            return _report(named, [report for report, _ in prepared], started, notes=("nothing was pushed",))
+            return report_of(_SCHEMA, named.name, [report for report, _ in prepared], started, notes=("nothing was pushed",))
         layers = [_descriptor(report) for report, _ in prepared]
         file_names(layers, named.name)  # what could not be pulled again is not pushed
         sent = []
@@ -93,26 +94,7 @@ def push(reference: str, paths: Sequence[PathLike], request: PushRequest) -> Blo
         if made:
             attached, how = attach_sidecars(repository, manifest, made)
             artifacts = (*artifacts, attached)
-        return _report(named, sent, started, own.digest, artifacts, how, known.notes)
-
-
-def _report(
-    named: Reference,
-    blobs: Sequence[BlobReport],
-    started: float,
-    digest: str = "",
-    sidecars: tuple[str, ...] = (),
-    how: str = "",
-    notes: tuple[str, ...] = (),
-) -> BlobsReport:
-    code = ExitCode.worst(blob.exit_code for blob in blobs)
-    size = sum(blob.bytes for blob in blobs)
-    seconds = time.monotonic() - started
-    return BlobsReport(
-        *("bitward.oci-push/1", named.name, VERDICT_OF_CODE[code], size, seconds, tuple(blobs), digest, sidecars, how),
-        notes=notes,
-        exit_code=code,
-    )
+        return report_of(_SCHEMA, named.name, sent, started, digest=own.digest, sidecars=artifacts, referrers=how, notes=known.notes)
 
 
 def _members(paths: Sequence[PathLike]) -> list[Member]:
@@ -163,9 +145,8 @@ def _prepare(member: Member, made: str, request: PushRequest) -> tuple[BlobRepor
         return replace(report, sidecar=ward, sidecar_bytes=os.path.getsize(ward)), ward
     except UnicodeEncodeError:
         return replace(report, message="its name is no text in UTF-8: rename it", exit_code=ExitCode.CANNOT_TELL), ""
-    except (BitwardError, FormatError) as error:
-        told = str(error).removeprefix(f"{member.path}: ")
-        return replace(report, message=told, exit_code=ExitCode.CANNOT_TELL), ""
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(report, error), ""
 
 
 def _names(ward: str, sha256: str) -> bool:

@@ -2,25 +2,27 @@
 
 The distribution specification has no way to replace a blob: what a registry believes to have it does not take again. So whoever keeps
 the registry repairs its files, in the layout of the distribution project's file system driver
-(``docker/registry/v2/blobs/sha256/AB/HEX/data``), with the sidecars that the registry itself has.
+(``docker/registry/v2/blobs/sha256/AB/HEX/data``), with the sidecars that the registry itself has, which lie there as well.
+A dry run writes nothing.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, check_blob, report_with
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import Healing, check_blob, report_with, why_foreign
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
 from bitward.registries.blob_healing import heal_beside
+from bitward.registries.blob_reading import Wanted, copy_readable
 from bitward.registries.oci_client import Repository
 from bitward.registries.oci_layout import log_in
 from bitward.registries.oci_reference import Reference, parse_reference
-from bitward.registries.oci_sidecars import Sidecars, find_sidecars, save_sidecar, scratch_folder, unique, wanted_manifest
-from bitward.targets import VERDICT_OF_CODE
+from bitward.registries.oci_sidecars import find_sidecars, scratch_folder, unique, wanted_manifest
 from bitward_agent.errors import BitwardError, InputError
-from bitward_agent.findings import ExitCode, ProgressSink, Verdict
+from bitward_agent.findings import ProgressSink, Verdict
 from bitward_agent.io import resolve
 from bitward_agent.sources.limits import Limits
 from bitward_formats.errors import FormatError
@@ -58,63 +60,69 @@ def repair(reference: str, request: RepairRequest) -> BlobsReport:
     storage = resolve(request.storage)
     if not os.path.isdir(os.path.join(storage, _BLOBS)):
         raise InputError(f"{request.storage}: no storage of a registry: there is no folder {_BLOBS} in it")
-    with Repository(named, request.limits) as repository, scratch_folder(storage) as scratch:
+    with Repository(named, request.limits) as repository:
         manifest = wanted_manifest(repository)
         sidecars = find_sidecars(repository, manifest)
-        blobs = [
-            _repair_one(repository, one, sidecars, others, os.path.join(scratch, f"{one.hex}.ward"), storage, request)
-            for one in unique((manifest.config, *manifest.layers))
-        ]
-        blobs[0] = replace(blobs[0], name=manifest.config.title or "(config)")
-    code = worst_of(blobs)
-    return BlobsReport(
-        *("bitward.oci-repair/1", named.name, VERDICT_OF_CODE[code], sum(blob.bytes for blob in blobs)),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        sidecars.artifacts,
-        sidecars.how,
-        notes=sidecars.notes,
-        exit_code=code,
+    blobs = [
+        _repair_one(one, sidecars.by_layer.get(one.digest, ()), others, storage, request)
+        for one in unique((manifest.config, *manifest.layers))
+    ]
+    blobs[0] = replace(blobs[0], name=manifest.config.title or "(config)")
+    own, found = manifest.descriptor.digest, sidecars.artifacts
+    return report_of(
+        "bitward.oci-repair/1", named.name, blobs, started, digest=own, sidecars=found, referrers=sidecars.how, notes=sidecars.notes
     )
+
+
+def _path_in(storage: str, blob: Descriptor) -> str:
+    return os.path.join(storage, _BLOBS, blob.hex[:2], blob.hex, "data")
+
+
+def _sidecar_in(storage: str, candidates: tuple[Descriptor, ...], wanted: Wanted) -> tuple[str, str]:
+    """Where in the storage the newest sidecar is that is whole, else the newest that can be used, else nothing; and what is wrong."""
+    paths = [(_path_in(storage, one), Wanted(one.hex, one.size)) for one in reversed(candidates)]
+    usable = [(path, own) for path, own in paths if os.path.isfile(path) and not why_foreign(path, wanted)]
+    for path, own in usable:
+        if check_blob(path, own, "").verdict is Verdict.INTACT:
+            return path, ""
+    if usable:
+        return usable[0][0], f"its sidecar sha256:{usable[0][1].sha256[:12]}… is damaged in the registry"
+    return "", "its sidecar cannot be used" if candidates else ""
 
 
 def _repair_one(
-    repository: Repository,
-    one: Descriptor,
-    sidecars: Sidecars,
-    others: list[Reference],
-    ward: str,
-    storage: str,
-    request: RepairRequest,
+    one: Descriptor, candidates: tuple[Descriptor, ...], others: list[Reference], storage: str, request: RepairRequest
 ) -> BlobReport:
-    path = os.path.join(storage, _BLOBS, one.hex[:2], one.hex, "data")
+    """One blob. Every failure comes back as a value, so that the others are looked at."""
+    path, wanted = _path_in(storage, one), Wanted(one.hex, one.size)
     report = BlobReport(one.name, one.digest, one.media_type, one.size, Verdict.UNVERIFIABLE, path=path)
-    wanted = Wanted(one.hex, one.size)
-    candidates = sidecars.by_layer.get(one.digest, ())
-    opened: list[Repository] = []
+    if candidates:
+        report = replace(report, sidecar=candidates[-1].digest, sidecar_bytes=candidates[-1].size)
     try:
         found = check_blob(path, wanted, "", progress=request.progress)
-        told = ""
-        if found.verdict is not Verdict.INTACT and candidates:
-            told = save_sidecar(repository, candidates, ward)
-            found = check_blob(path, wanted, ward, jobs=request.jobs)
-        done, action = found, ""
-        if found.verdict is not Verdict.INTACT and not request.dry_run:
-            opened = [Repository(other, request.limits) for other in others]
-            copies = [other.source(one, one.hex) for other in opened]
-            log = log_in(os.path.join(storage, WORK_FOLDER))
-            scratch = os.path.dirname(ward)
-            done = heal_beside(path, wanted, ward, copies, found, scratch, log, jobs=request.jobs, progress=request.progress)
-            action = "healed" if done.verdict is Verdict.INTACT else ""
-    except (BitwardError, FormatError) as error:
-        return replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    finally:
-        for other in opened:
-            other.close()
-    return replace(
-        report_with(report, done, action),
-        sidecar=candidates[-1].digest if candidates else "",
-        sidecar_bytes=candidates[-1].size if candidates else 0,
-        message="; ".join(filter(None, (done.message, told))),
-    )
+        if found.verdict is Verdict.INTACT:
+            return report_with(report, found)
+        ward, told = _sidecar_in(storage, candidates, wanted)
+        found = check_blob(path, wanted, ward, jobs=request.jobs) if ward else found
+        done = found if request.dry_run else _healed(path, one, ward, others, found, storage, request)
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(report, error)
+    healed = report_with(report, done, "healed" if done.verdict is Verdict.INTACT else "")
+    return replace(healed, message="; ".join(filter(None, (done.message, told))))
+
+
+def _healed(
+    path: str, one: Descriptor, ward: str, others: list[Reference], found: Healing, storage: str, request: RepairRequest
+) -> Healing:
+    """A blob made whole beside its place, on the storage's own disk. Raises BitwardError, OSError."""
+    with ExitStack() as stack:
+        copies = [stack.enter_context(Repository(other, request.limits)).source(one, one.hex) for other in others]
+        for copy in copies:
+            stack.callback(copy.close)
+        scratch = stack.enter_context(scratch_folder(storage))
+        own = os.path.join(scratch, "sidecar.ward")
+        if ward:
+            copy_readable(ward, own)
+        log = log_in(os.path.join(storage, WORK_FOLDER))
+        wanted = Wanted(one.hex, one.size)
+        return heal_beside(path, wanted, own, copies, found, scratch, log, jobs=request.jobs, progress=request.progress)

@@ -5,15 +5,16 @@ A sidecar that is found is not believed: the layer's own digest decides whether 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitward.registries.blob_check import Wanted, hash_file
+from bitward.registries.blob_check import why_foreign
+from bitward.registries.blob_reading import Wanted, hash_file
 from bitward.registries.oci_client import Repository
+from bitward.registries.oci_parts import save_blob
 from bitward_agent.errors import BitwardError, UntrustedError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.verify import open_sidecar
@@ -36,6 +37,8 @@ from bitward_formats.oci import (
 
 _ARTIFACTS_LIMIT = 64
 """Most sidecar artefacts of one manifest that are looked into."""
+_CANDIDATES_LIMIT = 4
+"""Most sidecars of one layer that are tried, the newest: who may push there must not make others fetch without end."""
 _SIDECAR_FLOOR_BYTES = 64 << 20
 """A sidecar may be as long as its layer and this; no preset comes near it, and nothing longer is fetched."""
 
@@ -71,54 +74,40 @@ def find_sidecars(repository: Repository, manifest: Manifest) -> Sidecars:
             used.append(one.digest)
         for layer, sidecar in found.items():
             if layer in sizes and sidecar.size <= sizes[layer] + _SIDECAR_FLOOR_BYTES:
-                by_layer[layer] = (*by_layer.get(layer, ()), sidecar)
+                by_layer[layer] = (*by_layer.get(layer, ()), sidecar)[-_CANDIDATES_LIMIT:]
     how = {True: "api", False: "tag", None: ""}[repository.has_referrers_api]
     return Sidecars(tuple(used), by_layer, how if used else "", tuple(notes))
 
 
-def save_blob(
-    repository: Repository, descriptor: Descriptor, path: str, progress: ProgressSink | None = None, task: str = "pull"
-) -> Wanted:
-    """A blob's bytes into a new file, as they come. What they are: their digest and number.
+def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], layer: Descriptor, path: str) -> str:
+    """The newest sidecar of a layer that is whole, else the newest that can still be used: it bears damage of its own. What was wrong.
 
-    Raises:
-        SourceError: the registry does not have it, or cannot give it.
-        OSError: it cannot be written.
+    Nothing is at ``path`` afterwards if there is none. One that says itself that it is of other contents is passed over: who may push there
+    must not keep an older one from healing.
     """
-    digest, done = hashlib.sha256(), 0
-    with open(path, "xb") as file:
-        for chunk in repository.blob(descriptor):
-            file.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(Progress(task, descriptor.title or descriptor.digest, done, descriptor.size))
-        file.flush()
-        os.fsync(file.fileno())
-    return Wanted(digest.hexdigest(), done)
-
-
-def save_sidecar(repository: Repository, candidates: Sequence[Descriptor], path: str) -> str:
-    """The newest sidecar that is whole, else the newest that can still be used: a sidecar bears damage of its own. What was wrong.
-
-    Nothing is at ``path`` afterwards if there is none.
-    """
-    told = ""
+    told, usable = "", f"{path}.usable"
     for descriptor in reversed(candidates):
+        shown = f"its sidecar {descriptor.digest[:19]}…"
         try:
             if os.path.lexists(path):
                 os.remove(path)
-            found = save_blob(repository, descriptor, path)
-            ward, _, _ = open_sidecar(path)
-            ward.close()
+            if descriptor is not candidates[-1]:
+                repository.budget.reserve(descriptor.size)  # a second try counts as fetched again
+            is_whole = save_blob(repository, descriptor, path) == Wanted(descriptor.hex, descriptor.size)
         except (BitwardError, FormatError) as error:
-            told = told or f"its sidecar {descriptor.digest[:19]}… cannot be used: {error}"
+            told = told or f"{shown} cannot be used: {error}"
             continue
-        if (found.sha256, found.size) == (descriptor.hex, descriptor.size):
-            return ""
-        return f"its sidecar {descriptor.digest[:19]}… is damaged in the registry"
+        if wrong := why_foreign(path, Wanted(layer.hex, layer.size)):
+            told = told or f"{shown} {wrong.removeprefix('its sidecar ')}"
+        elif is_whole:
+            return told
+        elif not os.path.lexists(usable):
+            told = told or f"{shown} is damaged in the registry"
+            os.replace(path, usable)
     if os.path.lexists(path):
         os.remove(path)
+    if os.path.lexists(usable):
+        os.replace(usable, path)
     return told
 
 

@@ -10,21 +10,21 @@ import os
 import time
 from dataclasses import replace
 
-from bitward.registries.blob_check import Wanted, check_blob, difference
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import check_blob, difference
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
+from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_client import NotInRegistryError, Repository
+from bitward.registries.oci_parts import save_blob
 from bitward.registries.oci_reference import parse_reference
 from bitward.registries.oci_sidecars import (
     Sidecars,
     find_sidecars,
-    save_blob,
     save_sidecar,
     scratch_folder,
     scratch_name,
     unique,
     wanted_manifest,
 )
-from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, Progress, ProgressSink, Verdict
 from bitward_agent.io import OpenFile, reason
@@ -59,28 +59,17 @@ def verify(reference: str, request: VerifyRequest) -> BlobsReport:
         manifest = wanted_manifest(repository)
         sidecars = find_sidecars(repository, manifest)
         wanted = unique((manifest.config, *manifest.layers))
-        blobs = [_verify_one(repository, one, sidecars, request) for one in wanted]
+        blobs = [verify_served(repository, one, sidecars.by_layer.get(one.digest, ()), request) for one in wanted]
         config = replace(blobs[0], name=manifest.config.title or "(config)")
         blobs = [config, *blobs[1:], *_verify_sidecars(repository, sidecars)]
-    code = worst_of(blobs)
-    return BlobsReport(
-        "bitward.oci-verify/1",
-        named.name,
-        VERDICT_OF_CODE[code],
-        sum(blob.bytes for blob in blobs),
-        time.monotonic() - started,
-        tuple(blobs),
-        manifest.descriptor.digest,
-        sidecars.artifacts,
-        sidecars.how,
-        notes=sidecars.notes,
-        exit_code=code,
+    own, found = manifest.descriptor.digest, sidecars.artifacts
+    return report_of(
+        "bitward.oci-verify/1", named.name, blobs, started, digest=own, sidecars=found, referrers=sidecars.how, notes=sidecars.notes
     )
 
 
-def _verify_one(repository: Repository, layer: Descriptor, sidecars: Sidecars, request: VerifyRequest) -> BlobReport:
-    """One blob as it is served. Every failure comes back as a value."""
-    candidates = sidecars.by_layer.get(layer.digest, ())
+def verify_served(repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], request: VerifyRequest) -> BlobReport:
+    """One blob as it is served, with what its sidecars say of it if it is damaged. Every failure comes back as a value."""
     report = BlobReport(layer.name, layer.digest, layer.media_type, layer.size, Verdict.UNVERIFIABLE)
     if candidates:
         report = replace(report, sidecar=candidates[-1].digest, sidecar_bytes=candidates[-1].size)
@@ -89,13 +78,11 @@ def _verify_one(repository: Repository, layer: Descriptor, sidecars: Sidecars, r
         if not wrong:
             return replace(report, verdict=Verdict.INTACT)
         damaged = replace(report, verdict=Verdict.DAMAGED, message=wrong, exit_code=ExitCode.NOT_REPAIRABLE)
-        return _locate(repository, layer, candidates, damaged, request) if candidates else damaged
+        return locate(repository, layer, candidates, damaged, request) if candidates else damaged
     except NotInRegistryError:
         return replace(report, verdict=Verdict.DAMAGED, message="missing", exit_code=ExitCode.NOT_REPAIRABLE)
-    except (BitwardError, FormatError) as error:
-        return replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL)
-    except OSError as error:
-        return replace(report, message=reason(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(report, error)
 
 
 def _verify_sidecars(repository: Repository, sidecars: Sidecars) -> list[BlobReport]:
@@ -109,7 +96,7 @@ def _verify_sidecars(repository: Repository, sidecars: Sidecars) -> list[BlobRep
         except NotInRegistryError:
             wrong = "missing"
         except BitwardError as error:
-            reports.append(replace(report, message=str(error), exit_code=ExitCode.CANNOT_TELL))
+            reports.append(failed(report, error))
             continue
         if wrong:
             told = f"{wrong}; 'bitward oci protect --force' makes it anew"
@@ -129,13 +116,23 @@ def _served(repository: Repository, layer: Descriptor, progress: ProgressSink | 
     return Wanted(digest.hexdigest(), done)
 
 
-def _locate(
+def locate(
     repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], damaged: BlobReport, request: VerifyRequest
 ) -> BlobReport:
-    """The damage, named by the sidecar: the blob is fetched once more, to be read at any place."""
+    """The damage, named by the sidecar: the blob is fetched once more, to be read at any place. It stays damaged if that fails."""
+    try:
+        return _located(repository, layer, candidates, damaged, request)
+    except (BitwardError, FormatError, OSError) as error:
+        told = reason(error) if isinstance(error, OSError) else str(error)
+        return replace(damaged, message=f"{damaged.message}; where could not be looked for: {told}")
+
+
+def _located(
+    repository: Repository, layer: Descriptor, candidates: tuple[Descriptor, ...], damaged: BlobReport, request: VerifyRequest
+) -> BlobReport:
     with scratch_folder() as scratch:
         path = os.path.join(scratch, scratch_name(layer))
-        told = save_sidecar(repository, candidates, f"{path}.ward")
+        told = save_sidecar(repository, candidates, layer, f"{path}.ward")
         if not os.path.lexists(f"{path}.ward"):
             return replace(damaged, message=f"{damaged.message}; {told}")
         save_blob(repository, layer, path, request.progress, "verify")

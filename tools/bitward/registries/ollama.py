@@ -14,8 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bitward.registries.blob_check import MISSING, Healing, Wanted, check_blob, report_with
-from bitward.registries.blob_facts import BlobReport, BlobsReport, worst_of
+from bitward.registries.blob_check import MISSING, Healing, check_blob, report_with, why_foreign
+from bitward.registries.blob_facts import BlobReport, BlobsReport, failed, report_of
+from bitward.registries.blob_reading import Wanted
 from bitward.registries.oci_reference import Reference, is_loopback
 from bitward.registries.ollama_store import Store, StoreBlob, read_store, store_folder
 from bitward.targets import VERDICT_OF_CODE
@@ -84,16 +85,13 @@ class _Look:
             users=tuple(user.shortest for user in blob.users),
         )
 
-    def report(self, command: str, blobs: Sequence[BlobReport], notes: tuple[str, ...] = ()) -> BlobsReport:
+    def report(self, command: str, blobs: Sequence[BlobReport]) -> BlobsReport:
         unread = [
             BlobReport(name, "", "", 0, Verdict.UNVERIFIABLE, users=(name,), message=told, exit_code=ExitCode.CANNOT_TELL)
             for name, told in self.store.unread
         ]
-        code = worst_of((*unread, *blobs))
-        seconds = time.monotonic() - self.started
-        size = sum(blob.bytes for blob in blobs)
-        report = BlobsReport(f"bitward.ollama-{command}/1", self.store.folder, VERDICT_OF_CODE[code], size, seconds, (*unread, *blobs))
-        return replace(report, leftovers=self.store.leftovers, notes=notes, exit_code=code)
+        every = (*unread, *blobs)
+        return report_of(f"bitward.ollama-{command}/1", self.store.folder, every, self.started, leftovers=self.store.leftovers)
 
 
 def verify_store(request: StoreRequest) -> BlobsReport:
@@ -107,10 +105,13 @@ def verify_store(request: StoreRequest) -> BlobsReport:
     return look.report("verify", [_verify_one(look, blob) for blob in (*look.store.blobs, *others)])
 
 
+def _wanted(blob: StoreBlob) -> Wanted:
+    return Wanted(blob.descriptor.hex, blob.descriptor.size)
+
+
 def _verify_one(look: _Look, blob: StoreBlob) -> BlobReport:
     blank = look.blank(blob)
-    wanted = Wanted(blob.descriptor.hex, blob.descriptor.size)
-    found = check_blob(blank.path, wanted, look.sidecar_of(blank.digest), jobs=look.request.jobs, progress=look.request.progress)
+    found = check_blob(blank.path, _wanted(blob), look.sidecar_of(blank.digest), jobs=look.request.jobs, progress=look.request.progress)
     return _state(look, blank, found)
 
 
@@ -134,17 +135,21 @@ def protect_store(request: StoreRequest) -> BlobsReport:
     from bitward.protecting import protect_paths
 
     look = _Look(request)
-    paths = ProtectPaths(request.preset, request.leaf_hash, None, False, request.jobs, request.progress)
     blobs = []
     for blob in look.store.blobs:
         blank = look.blank(blob)
         if not os.path.lexists(blank.path):
             blobs.append(_state(look, blank, Healing(Verdict.DAMAGED, message=MISSING, exit_code=ExitCode.NOT_REPAIRABLE)))
             continue
-        if blank.sidecar and not request.force:
+        if blank.sidecar and not request.force and not why_foreign(blank.sidecar, _wanted(blob)):
             kept = _verify_one(look, blob)
             blobs.append(replace(kept, action="kept", message=kept.message or "has a sidecar already"))
             continue
+        if blank.sidecar and (found := _verify_one(look, blob)).exit_code:
+            blobs.append(replace(found, message=f"not protected: {found.message}"))
+            continue
+        # What has its digest may get a new sidecar in the place of an old one; what has not is never protected as it is.
+        paths = ProtectPaths(request.preset, request.leaf_hash, None, bool(blank.sidecar), request.jobs, request.progress)
         (made,) = protect_paths([blank.path], look.sidecar_dir, paths).files
         verdict = VERDICT_OF_CODE[made.exit_code]
         done = replace(look.blank(blob), verdict=verdict, message=made.message, exit_code=made.exit_code)
@@ -234,7 +239,7 @@ def _reference(name: ModelName, address: WebAddress | None) -> Reference:
 
 def _repair_one(look: _Look, blob: StoreBlob, origins: _Origins) -> BlobReport:
     blank, one = look.blank(blob), blob.descriptor
-    ward, wanted = look.sidecar_of(one.digest), Wanted(one.hex, one.size)
+    ward, wanted = look.sidecar_of(one.digest), _wanted(blob)
     jobs, progress = look.request.jobs, look.request.progress
     found = check_blob(blank.path, wanted, ward, jobs=jobs, progress=progress)
     if found.verdict is Verdict.INTACT or look.request.dry_run:
@@ -245,8 +250,8 @@ def _repair_one(look: _Look, blob: StoreBlob, origins: _Origins) -> BlobReport:
     try:
         copies, whole = origins.of(blob)
         done = heal_blob(blank.path, wanted, ward, copies, found, whole=whole, jobs=jobs, progress=progress)
-    except (BitwardError, FormatError) as error:
-        return replace(blank, message=str(error), exit_code=ExitCode.CANNOT_TELL)
+    except (BitwardError, FormatError, OSError) as error:
+        return failed(blank, error)
     finally:
         for copy in copies:
             copy.close()
