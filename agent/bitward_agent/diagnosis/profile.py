@@ -21,7 +21,7 @@ from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.found import Found
 from bitward_agent.diagnosis.objectives import passage_loss
 from bitward_agent.diagnosis.pieces import Pieces
-from bitward_agent.diagnosis.rivals import Rivals
+from bitward_agent.diagnosis.rivals import settled
 from bitward_agent.diagnosis.subject import Subject
 from bitward_agent.diagnosis.tensor_bits import FORMS, element_view, flip_in_place, flipped
 from bitward_agent.diagnosis.trials import Trials, turned
@@ -62,7 +62,6 @@ class Profile:
         self._names = {id(one): name for name, one in self.parameters.items()}
         self._priors: dict[str, WeightPrior] = {}
         self._held_out: Tensor | None = None
-        self._rivals = Rivals(self)
         self.sensitivity: dict[str, float] = {}
         self.is_blind = False
         """Whether the last round could weigh nothing, as losses of the choosing batch were no numbers."""
@@ -80,9 +79,11 @@ class Profile:
         ``extra``: bits that other evidence points at; they are tried with those that the gradients propose. ``begun``: what earlier rounds
         have turned.
         """
-        if not begun:
-            self._rivals.forget()
-        found = self._rivals.settled(self._rounds(begun, extra, tell), lambda: self._rounds([], extra, tell))
+        found = self._rounds(begun, extra, tell)
+        if found:
+            tell("profile: looking for what else could explain it …")
+            better = settled(self, found, self._stop)
+            found = found if better is found else self._rounds(better, extra, tell)
         return self._without_needless(found) if len(found) > 1 else found
 
     def _rounds(self, begun: Sequence[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
@@ -100,7 +101,24 @@ class Profile:
         ranking = Ranking(self._names, self.prior_of)
         self.is_blind = not bool(self.pieces.backward(self.subject.choosing, ranking.see).isfinite().all())
         self.sensitivity = ranking.sensitivity
-        sieved = self._sieve([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
+        return self._tried_for_real([*ranking.best(WEIGHTS_TRIED), *map(self._candidate, extra)])
+
+    def block_round(self, beside: Found) -> list[Found]:
+        """A round in the block of a weight, which is not to be turned itself; nothing where the weight is in none."""
+        number = self.pieces.block_of(self.parameters[beside.parameter])
+        if number is None:
+            return []
+        ranking = Ranking(self._names, self.prior_of)
+        self.pieces.backward(self.subject.choosing, ranking.see, lambda one: self.pieces.block_of(one) == number)
+        others = [one for one in ranking.best(WEIGHTS_TRIED) if one.weight != (beside.parameter, beside.element)]
+        return self._tried_for_real(others)
+
+    def likelier_nats(self, name: str, element: int, bit: int) -> float:
+        """How much more usual, in nats, turning a bit would make the weight for its place."""
+        return self._likelier(name, element, (bit,))[0]
+
+    def _tried_for_real(self, candidates: list[Candidate]) -> list[Found]:
+        sieved = self._sieve(candidates)
         if not sieved or self._stop():
             return []
         trials = Trials(self.pieces, self.parameters, self.subject.choosing)
@@ -133,17 +151,11 @@ class Profile:
         kept: list[Found] = []
         items = self.held_out().numel()
         strength = {id(one): _TEXT_WEIGHT * (one.loss_before - one.loss_after) * items + chosen.prior_nats for one, chosen in confirmed}
-        prior_nats: list[float] = []
-        refused: list[Candidate] = []
         for found, chosen in sorted(confirmed, key=lambda one: -strength[id(one[0])]):
             again = self.confirmed(chosen) if kept else found
-            if again is None:
-                refused.append(chosen)
-                continue
-            self.turn(again.parameter, again.element, again.bit)
-            kept.append(again)
-            prior_nats.append(chosen.prior_nats)
-        self._rivals.note(refused, list(zip(kept, prior_nats, strict=True)))
+            if again is not None:
+                self.turn(again.parameter, again.element, again.bit)
+                kept.append(again)
         return kept
 
     def _candidate(self, bit: Bit) -> Candidate:
