@@ -1,8 +1,7 @@
-"""What was turned in the place of something else gives way to it; what was turned rightly stays."""
+"""An un-flip that only makes up for a fault gives way to it; one that is right stays."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'diagnose' is not installed")
 
 from bitward_agent.diagnosis.calibration import calibration_text  # noqa: E402
-from bitward_agent.diagnosis.candidates import Candidate  # noqa: E402
 from bitward_agent.diagnosis.found import Found  # noqa: E402
 from bitward_agent.diagnosis.profile import Bit, Profile  # noqa: E402
-from bitward_agent.diagnosis.rivals import Rivals  # noqa: E402
+from bitward_agent.diagnosis.rivals import settled  # noqa: E402
 from bitward_agent.diagnosis.subject import load_subject  # noqa: E402
 from bitward_agent.diagnosis.tensor_bits import value_of  # noqa: E402
 
@@ -46,82 +44,71 @@ def turned(search: Profile, bit: Bit) -> Found:
     return Found(name, element, number, before, value_of(search.parameters[name], element), loss, float(search.held_out().mean()), 3.0, 0.0)
 
 
-def candidate(bit: Bit) -> Candidate:
-    return Candidate(*bit, "other", 0.0, 20.0)
+FAULTY = "model.layers.0.post_attention_layernorm.weight"
+SAME_BLOCK = "model.layers.0.mlp.down_proj.weight"
 
 
-FIRST, SECOND = "model.layers.0.post_attention_layernorm.weight", "model.layers.0.input_layernorm.weight"
-ELSEWHERE = "model.layers.2.mlp.down_proj.weight"
-
-
-def test_what_was_turned_instead_gives_way_and_the_second_fault_comes_to_light(search: Profile) -> None:
+def test_what_was_turned_instead_gives_way_to_the_fault(search: Profile) -> None:
     clean = state_of(search)
-    first, second = sign_of_the_largest(search, FIRST), sign_of_the_largest(search, SECOND)
-    for fault in (first, second):
-        search.turn(*fault)
-    instead = turned(search, sign_of_the_largest(search, ELSEWHERE))
-    rivals = Rivals(search)
-    rivals.note([candidate(second)], [(instead, 2.0)])
-    found = rivals.settled([instead], lambda: search.round())
-    assert {(one.parameter, one.element, one.bit) for one in found} == {first, second}
+    fault = sign_of_the_largest(search, FAULTY)
+    search.turn(*fault)
+    instead = turned(search, sign_of_the_largest(search, SAME_BLOCK))
+    found = settled(search, [instead], lambda: False)
+    assert [(one.parameter, one.element, one.bit) for one in found] == [fault]
     assert is_as(search, clean)
 
 
 def test_what_was_turned_rightly_stays(search: Profile) -> None:
     clean = state_of(search)
-    fault, other = sign_of_the_largest(search, FIRST), sign_of_the_largest(search, SECOND)
+    fault = sign_of_the_largest(search, FAULTY)
     search.turn(*fault)
-    right = turned(search, fault)
+    found = [turned(search, fault)]
     assert is_as(search, clean)
-    rivals = Rivals(search)
-    rivals.note([candidate(other)], [(right, 2.0)])
-    found = [right]
-    assert rivals.settled(found, lambda: search.round()) is found
+    assert settled(search, found, lambda: False) is found
     assert is_as(search, clean)
 
 
-def test_a_rival_that_wins_no_more_is_taken_back_with_all_that_followed(search: Profile) -> None:
-    """Two faults, one of them turned back: from the other one the search comes to the same model, which is no reason to change the story."""
+def test_others_that_win_no_more_are_taken_back(search: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = state_of(search)
-    first, second = sign_of_the_largest(search, FIRST), sign_of_the_largest(search, SECOND)
-    for fault in (first, second):
-        search.turn(*fault)
-    found = [turned(search, first), turned(search, second)]
-    search.turn(*second)
-    rivals = Rivals(search)
-    rivals.note([candidate(second)], [(found[0], 2.0)])
-    search.turn(*second)
+    fault, other = sign_of_the_largest(search, FAULTY), sign_of_the_largest(search, SAME_BLOCK)
+    search.turn(*fault)
+    found = [turned(search, fault)]
+    rounds: list[Found] = []
+
+    def block_round(beside: Found) -> list[Found]:
+        assert beside is found[0]
+        if rounds:
+            return []
+        rounds.append(turned(search, other))
+        return list(rounds)
+
+    monkeypatch.setattr(search, "block_round", block_round)
+    assert settled(search, found, lambda: False) is found
+    assert rounds
     assert is_as(search, clean)
-    followed: list[Found] = []
 
-    def go_on() -> list[Found]:
-        followed.extend(search.round())
-        return list(followed)
 
-    assert rivals.settled(found, go_on) is found
+def test_what_looks_wrong_by_itself_is_not_doubted(search: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = state_of(search)
+    name, element, _ = sign_of_the_largest(search, FAULTY)
+    shrunk = (name, element, 12)  # bfloat16: 2^-32 of it
+    search.turn(*shrunk)
+    found = [turned(search, shrunk)]
+    monkeypatch.setattr(search, "block_round", lambda _: pytest.fail("there is no doubt"))
+    assert settled(search, found, lambda: False) is found
     assert is_as(search, clean)
 
 
-def test_what_looks_hardly_more_wrong_is_no_rival(search: Profile) -> None:
-    first, second = sign_of_the_largest(search, FIRST), sign_of_the_largest(search, SECOND)
-    for fault in (first, second):
-        search.turn(*fault)
-    instead = turned(search, sign_of_the_largest(search, ELSEWHERE))
+def test_a_search_that_is_told_to_stop_doubts_nothing(search: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    search.turn(*sign_of_the_largest(search, FAULTY))
+    found = [turned(search, sign_of_the_largest(search, SAME_BLOCK))]
     before = state_of(search)
-    rivals = Rivals(search)
-    rivals.note([replace(candidate(second), prior_nats=3.0)], [(instead, 2.0)])
-    found = [instead]
-    assert rivals.settled(found, lambda: pytest.fail("nothing to go on from")) is found
+    monkeypatch.setattr(search, "block_round", lambda _: pytest.fail("it was told to stop"))
+    assert settled(search, found, lambda: True) is found
     assert is_as(search, before)
 
 
-def test_a_new_search_forgets_the_rivals_of_the_last(search: Profile) -> None:
-    first, second = sign_of_the_largest(search, FIRST), sign_of_the_largest(search, SECOND)
-    for fault in (first, second):
-        search.turn(*fault)
-    instead = turned(search, sign_of_the_largest(search, ELSEWHERE))
-    rivals = Rivals(search)
-    rivals.note([candidate(second)], [(instead, 2.0)])
-    rivals.forget()
-    found = [instead]
-    assert rivals.settled(found, lambda: pytest.fail("nothing to go on from")) is found
+def test_a_weight_in_no_block_has_no_rivals(search: Profile) -> None:
+    fault = sign_of_the_largest(search, "model.norm.weight")
+    search.turn(*fault)
+    assert search.block_round(turned(search, fault)) == []
