@@ -391,12 +391,7 @@ def test_what_cannot_be_scrubbed_is_named(run: Run, tmp_path: Path, monkeypatch:
 
 def test_other_file_systems_of_fsspec(folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
     """fsspec's own driver of local files stands for all that list by folders."""
-    from bitward.registries.scrub import check
-
-    monkeypatch.setattr(check, "open_store", FilesystemStore)
-    from bitward.registries.scrub import run as driver
-
-    monkeypatch.setattr(driver, "open_store", FilesystemStore)
+    driven_by_fsspec(monkeypatch)
     (folder / "deep" / "er").mkdir(parents=True)
     for name in ("deep/er/c.safetensors", "deep.safetensors"):
         for end in ("", ".ward"):
@@ -408,3 +403,78 @@ def test_other_file_systems_of_fsspec(folder: Path, monkeypatch: pytest.MonkeyPa
     assert report.totals.intact == 3
     (row,) = report.bad
     assert (row.url, row.finding, row.flip_count) == (f"file://{folder}/b.safetensors", Finding.DAMAGED, 1)
+
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def driven_by_fsspec(patch: pytest.MonkeyPatch, *, listed: Change = dict, asked: Change = dict) -> None:
+    """Folders through fsspec's driver of local files; what listings and requests for one file tell is changed, reading is real."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    from bitward.registries.scrub import check
+    from bitward.registries.scrub import run as driver
+
+    for module in (check, driver):
+        patch.setattr(module, "open_store", FilesystemStore)
+    ls, info = LocalFileSystem.ls, LocalFileSystem.info
+    patch.setattr(LocalFileSystem, "ls", lambda fs, path, detail=True: [listed(one) for one in ls(fs, path, detail=detail)])
+    # Entries of a folder go through the same method, as no strings.
+    patch.setattr(LocalFileSystem, "info", lambda fs, path: asked(info(fs, path)) if isinstance(path, str) else info(fs, path))
+
+
+def without_size(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "size": None}
+
+
+def test_sizes_that_a_listing_leaves_out_are_asked_for(
+    folder: Path, models: list[Model], monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    driven_by_fsspec(monkeypatch, listed=without_size)
+    report = run(f"file://{folder}")
+    assert (report.totals.intact, report.totals.objects, report.exit_code) == (2, 2, 0)
+    data = bytearray(models[1].data)
+    data[-5] ^= 2
+    (folder / "b.safetensors").write_bytes(bytes(data))
+    (row,) = run(f"file://{folder}").bad
+    assert (row.url, row.finding, row.flip_count) == (f"file://{folder}/b.safetensors", Finding.DAMAGED, 1)
+
+
+@pytest.mark.parametrize("end", ["", ".ward"])
+def test_what_has_no_size_anywhere_is_told_and_not_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, end: str
+) -> None:
+    name = f"{folder}/b.safetensors{end}"
+
+    def forget(one: dict[str, Any]) -> dict[str, Any]:
+        return without_size(one) if one["name"] == name else one
+
+    driven_by_fsspec(monkeypatch, listed=forget, asked=forget)
+    report = run(f"file://{folder}")
+    told = "the store does not tell its size, so it cannot be checked"
+    assert [(one.place, one.message) for one in report.problems] == [(f"file://{name}", told)]
+    assert (report.exit_code, report.totals.intact, report.totals.objects) == (3, 1, 1)  # the other half is neither alone nor without one
+
+
+def test_what_loses_its_size_after_the_listing_is_not_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, models: list[Model]
+) -> None:
+    """What is damaged is looked at once more; that no size is told then is no verdict that it was removed."""
+    (folder / "b.safetensors").write_bytes(models[1].data[:-1] + b"!")
+    driven_by_fsspec(monkeypatch, asked=without_size)
+    (row,) = run(f"file://{folder}").bad
+    assert (row.finding, "does not tell its size" in row.message) == (Finding.UNCHECKED, True)
+
+
+@pytest.mark.parametrize(("elsewhere", "kind"), [("/etc/passwd", "file"), ("/etc", "directory")])
+def test_a_listing_that_leads_elsewhere_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, elsewhere: str, kind: str
+) -> None:
+    def lead(one: dict[str, Any]) -> dict[str, Any]:
+        return {**one, "name": elsewhere, "type": kind} if one["name"].endswith("b.safetensors") else one
+
+    driven_by_fsspec(monkeypatch, listed=lead)
+    report = run(f"file://{folder}")
+    (problem,) = report.problems
+    assert "lists there what lies elsewhere" in problem.message
+    assert (report.exit_code, report.totals.objects) == (3, 0)

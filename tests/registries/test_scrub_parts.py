@@ -18,7 +18,7 @@ from bitward.registries.scrub.facts import CheckTask, Effort, Finding, ObjectRes
 from bitward.registries.scrub.pairing import Index, Protected, SidecarAlone, Unprotected, paired
 from bitward.registries.scrub.state import State
 from bitward_agent.errors import BusyError, InputError, UnreadableError
-from bitward_agent.stores import Entry, ObjectState, order_of
+from bitward_agent.stores import Entry, ObjectState, Unlisted, order_of
 from bitward_agent.verify_object import StoredPair
 
 STATE = ObjectState(10, "tag", 5)
@@ -65,6 +65,20 @@ def test_names_between_an_object_and_its_sidecar() -> None:
         "d/bitward-unit.ward": "Index",
         "x.ward": "SidecarAlone",
     }
+
+
+def test_what_could_not_be_looked_at_has_its_other_half_all_the_same() -> None:
+    gap = Unlisted("m.pt", "no size")
+    assert list(paired([gap, Entry("m.pt.bak", STATE), Entry("m.pt.ward", STATE)])) == [gap]
+    gap = Unlisted("m.pt.ward", "no size")
+    assert list(paired([Entry("m.pt", STATE), Entry("m.pt-1.pt", STATE), gap])) == [Unprotected(Entry("m.pt-1.pt", STATE)), gap]
+    # The twin: another object's gap explains nothing.
+    gap = Unlisted("l.pt", "no size")
+    assert list(paired([gap, Entry("m.pt", STATE), Entry("n.pt.ward", STATE)])) == [
+        gap,
+        Unprotected(Entry("m.pt", STATE)),
+        SidecarAlone(Entry("n.pt.ward", STATE)),
+    ]
 
 
 def test_a_long_listing_takes_no_memory() -> None:
