@@ -81,7 +81,8 @@ class Run:
     """One scrub in this process, by the engine without processes."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.state, self._patch = str(tmp_path / "state"), monkeypatch
+        self._patch = monkeypatch
+        self.state: str | None = str(tmp_path / "state")
         self.tasks: list[Task] = []
 
     def __call__(
@@ -331,6 +332,44 @@ def test_directories_are_held_against_their_index(tmp_path: Path, models: list[M
     assert row.finding is Finding.UNCHECKED
     assert "not those that its index knows" in row.message
     assert report.exit_code == 3
+
+
+def test_a_state_is_not_shared_by_other_prefixes(folder: Path, tmp_path: Path, models: list[Model], run: Run) -> None:
+    """What is gone would be told by the other's scrub, or by none."""
+    (folder / "sub").mkdir()
+    lay(folder, "sub/c.safetensors", models[2])
+    state = tmp_path / "state"
+    assert run(str(folder)).exit_code == 0
+    before = state.read_bytes()
+    for others in ((f"{folder}/sub",), (str(folder), f"{folder}/sub"), (str(tmp_path / "elsewhere"),)):
+        with pytest.raises(InputError, match="is the state of another scrub") as refused:
+            run(*others)
+        assert str(folder) in str(refused.value)
+    assert state.read_bytes() == before
+    for end in ("", ".ward"):
+        (folder / "sub" / f"c.safetensors{end}").unlink()
+    report = run(f"file://{folder}", str(folder))  # the same folder, named twice
+    assert {url: row.finding for url, row in bad(report).items()} == {f"{folder}/sub/c.safetensors": Finding.GONE}
+    assert report.exit_code == 5
+
+
+def test_the_same_bucket_of_another_server_is_another_one(
+    bucket: Any, server: S3Server, models: list[Model], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(bucket, "m.pt", models[0])
+    assert run(S3).exit_code == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.address.replace("127.0.0.1", "localhost"))
+    with pytest.raises(InputError, match=f"of .*s3://models/ at {server.address}.*this one is of .* at http://localhost"):
+        run(S3)
+    # Without a state of its own each server has one: nothing of the other's passes for verified.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    run.state = None
+    for endpoint in (server.address, server.address.replace("127.0.0.1", "localhost")):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        report = run(S3, max_age_seconds=3600)
+        assert (report.exit_code, report.totals.checked, report.totals.skipped) == (0, 1, 0)
+        assert report.prefixes == (S3,)
+    assert run(S3, max_age_seconds=3600).totals.skipped == 1
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

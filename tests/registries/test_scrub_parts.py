@@ -216,8 +216,12 @@ def test_a_run_is_taken_up_where_it_was(tmp_path: Path) -> None:
         state.finish()
         state.begin(["s3://b/"])
         assert (state.run, state.resumed) == (first + 1, False)
-        state.begin(["s3://other/"])  # other prefixes are another run
-        assert state.run == first + 2
+        with pytest.raises(InputError, match=r"state of another scrub, of \[\"s3://b/\"\]; this one is of \[\"s3://other/\"\]"):
+            state.begin(["s3://other/"])
+        with pytest.raises(InputError, match="state of another scrub"):
+            state.begin(["s3://b/"], ["s3://b/ at http://127.0.0.1:9"])
+        state.begin(["s3://b/"])
+        assert (state.run, state.resumed) == (first + 1, True)
 
 
 def test_what_was_listed_anew_and_not_verified_does_not_count_as_verified(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class FilesystemStore:
         self.limits = limits
         self._place = FilesystemPlace(url, limits, Budget(1 << 62))
         self._place.fs.use_listings_cache = False
-        self.name = without_secrets(url)
+        self.name = self.identity = without_secrets(url)
         self._scheme = scheme_of(url)
         self._root = self._place.root.rstrip("/")
 

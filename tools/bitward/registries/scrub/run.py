@@ -55,12 +55,11 @@ class Scrub:
         self._listed_bytes = self._done_bytes = 0
 
     def run(self, prefixes: Sequence[tuple[str, Store]]) -> None:
-        """Scrub all of it. ``prefixes``: each address as the user gave it, and its store.
+        """Scrub all of it in the run that the state has begun. ``prefixes``: each address as the user gave it, and its store.
 
         Raises:
             WriteError: the state cannot be written.
         """
-        self.state.begin([store.name for _, store in prefixes])
         self._work(task for address, store in prefixes for task in self._found(address, store))
         self._work(task for address, store in prefixes for task in self.state.units_due(store.name, address))
         self.state.commit()

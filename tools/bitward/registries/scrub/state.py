@@ -24,6 +24,7 @@ from bitward_agent.stores import Entry, ObjectState, order_of
 
 _APPLICATION_ID = 0x42775363  # "BwSc"
 _VERSION = 1
+_SHOWN_CHARACTERS = 300
 _WAITING_ROWS = 256
 """Rows of a listing that are written together: one that is lost is listed again."""
 _SCHEMA = """
@@ -68,7 +69,6 @@ class State:
         """
         self.path = resolve(path)
         self.run = 0
-        self.prefixes = "[]"
         self.resumed = False
         self._pending = 0
         self._lock = _locked(f"{self.path}.lock")
@@ -106,9 +106,22 @@ class State:
 
     # ---------------------------------------------------------------------------------------------------------------- runs
 
-    def begin(self, prefixes: Sequence[str]) -> None:
-        """Go on with an unfinished run over the same prefixes, or begin a new one."""
-        named = self.prefixes = json.dumps(sorted(prefixes))
+    def begin(self, prefixes: Sequence[str], identities: Sequence[str] = ()) -> None:
+        """Go on with an unfinished run over the same prefixes, or begin a new one.
+
+        ``identities`` are the prefixes with what else tells their stores apart. A state is for one set of them: what one has seen tells
+        nothing of what is gone, or to be trusted, in another.
+
+        Raises:
+            InputError: it is the state of other prefixes.
+        """
+        named = json.dumps(sorted(set(identities or prefixes)))
+        other = self._do("SELECT prefixes FROM runs WHERE prefixes<>? LIMIT 1", (named,)).fetchone()
+        if other is not None:
+            raise InputError(
+                f"{self.path}: is the state of another scrub, of {str(other[0])[:_SHOWN_CHARACTERS]}; this one is of "
+                f"{named[:_SHOWN_CHARACTERS]}: name another file, or none, as each set of prefixes then has a state of its own"
+            )
         row = self._do("SELECT id FROM runs WHERE prefixes=? AND finished_ns IS NULL ORDER BY id DESC LIMIT 1", (named,)).fetchone()
         self.resumed = row is not None
         if row is not None:
