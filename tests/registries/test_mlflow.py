@@ -268,6 +268,66 @@ def test_a_scrub_does_not_take_a_bad_transfer_for_a_bad_store(logged: Logged, se
         assert "cannot be fetched" in report.versions[0].files[0].message
 
 
+def test_more_bytes_than_are_listed_are_stopped_and_nothing_of_them_stays(
+    logged: Logged, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    import mlflow
+
+    from bitward.registries.mlflow import Options, protect_registry, scrub_registry
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.excess = 0, 4 << 30
+        options = Options(tracking_uri=proxy.uri)
+        report = scrub_registry([logged.name], options)
+        (file,) = report.versions[0].files
+        assert (report.exit_code, file.path) == (ExitCode.CANNOT_TELL, WEIGHTS)
+        assert f"sends more than the {len(logged.good):,} bytes that it lists" in file.message
+        assert proxy.sent < len(logged.good) + (64 << 20)  # what the sockets' buffers hold, asked for once
+        protected = protect_registry([logged.name], options)
+        assert (protected.exit_code, "sends more than" in protected.versions[0].message) == (ExitCode.CANNOT_TELL, True)
+        with pytest.raises(mlflow.exceptions.MlflowException, match="sends more than"):
+            mlflow.artifacts.download_artifacts(
+                logged.uri, dst_path=str(tmp_path / "copy"), tracking_uri=proxy.uri, registry_uri=proxy.uri
+            )
+        assert not list((tmp_path / "copy").rglob("*.safetensors"))
+        assert not list(scratch.rglob("*"))
+        proxy.excess = 1
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.CANNOT_TELL
+        proxy.excess = 0
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.OK
+
+
+def test_a_server_that_trickles_is_given_up(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitward.registries import mlflow_tree
+    from bitward.registries.mlflow import scrub_registry
+    from bitward_agent.sources.limits import Limits
+
+    monkeypatch.setattr(mlflow_tree, "_PACE", Limits(silence_seconds=0.0, slowest_bytes_per_second=1 << 50))  # nobody is so fast
+    report = scrub_registry([logged.name])
+    assert report.exit_code == ExitCode.CANNOT_TELL
+    assert "bytes a second come" in report.versions[0].message
+
+
+def test_what_does_not_fit_is_not_fetched(logged: Logged, server: Server) -> None:
+    from bitward.registries.mlflow import Options, protect_registry, scrub_registry
+
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.said = 0, 10**15
+        options = Options(tracking_uri=proxy.uri)
+        (file,) = scrub_registry([logged.name], options).versions[0].files
+        assert "1,000,000,000,000,000 bytes do not fit into" in file.message
+        (version,) = protect_registry([logged.name], options).versions
+        assert "bytes do not fit into" in version.message
+        assert (version.exit_code, proxy.sent) == (ExitCode.CANNOT_TELL, 0)
+        proxy.said = len(logged.good)
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.OK
+
+
 def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged, tmp_path: Path) -> None:
     """Somebody writes to the store, and makes sidecars that fit: the tag in the registry's database knows better."""
     from bitward.api import protect
@@ -405,7 +465,7 @@ def test_artefacts_in_a_bucket(server: Server, weights: Path, tmp_path: Path, mo
     from moto.server import ThreadedMotoServer
 
     from bitward.registries.mlflow import Options, protect_model_version, scrub_registry
-    from bitward.registries.mlflow_tree import ArtifactTree
+    from bitward.registries.mlflow_tree import ArtifactTree, SizeError
     from bitward_agent.sources.limits import Budget, Limits, Meter
 
     moto = ThreadedMotoServer("127.0.0.1", 0)
@@ -436,6 +496,16 @@ def test_artefacts_in_a_bucket(server: Server, weights: Path, tmp_path: Path, mo
         file = place.open(weights.name, Meter())
         assert file is not None
         assert dict(file.read([(70_000, 70_100)])) == {(70_000, 70_100): good[70_000:70_100]}
+        # MLflow's own client of S3 writes what there is: what was exchanged for something larger since it was listed is removed again.
+        tree = ArtifactTree("s3://models/m")
+        assert tree.files()[weights.name] == len(good)
+        s3.put_object(Bucket="models", Key=f"m/{weights.name}", Body=good + b"!")
+        with pytest.raises(SizeError, match=f"more than the {len(good):,} bytes"):
+            tree.fetch(weights.name, str(tmp_path / "larger"))
+        assert not list(tmp_path.glob("larger*"))
+        tree.files()
+        tree.fetch(weights.name, str(tmp_path / "larger"))
+        assert (tmp_path / "larger").read_bytes() == good + b"!"
     finally:
         moto.stop()
 
