@@ -9,8 +9,9 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -429,6 +430,71 @@ def test_versions_are_all_found_page_by_page_and_shared_artefacts_read_once(logg
     own = [one for one in report.versions if one.model == logged.name]
     assert all(one.verdict is Verdict.INTACT for one in own)
     assert [one.bytes > 0 for one in own] == [True, False, False, False, False]
+
+
+def test_a_scrub_that_is_killed_goes_on_where_it_was(logged: Logged, server: Server, weights: Path, tmp_path: Path) -> None:
+    from bitward.registries.mlflow import READ_BEFORE, log_sidecars
+
+    second = log_model(server, weights, tmp_path, "goes_on")
+    assert log_sidecars(second).exit_code == ExitCode.OK
+    state = ["--state", f"{tmp_path}/state", "--json"]
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.patience = 0, 1
+        words = ["mlflow", "scrub", "--tracking-uri", proxy.uri, logged.name, "goes_on", *state]
+        process = subprocess.Popen([*COMMAND, *words], env=quiet_environment(), stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 120
+            while len(proxy.whole) < 2:  # the second model is under way
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        proxy.patience = 1_000
+        other = bitward(*words[:4], logged.name, *state, **quiet_environment())
+        assert other.code == ExitCode.USAGE
+        assert "is the state of another scrub" in other.err
+        first, stopped = proxy.whole
+        lose(server.artifacts / "0" / "models" / second.model_id / "artifacts" / WEIGHTS, 5_000_000, 65536)
+        resumed = bitward(*words, **quiet_environment())
+        assert resumed.code == ExitCode.REPAIRABLE
+        told = [(one["model"], one["verdict"], one["message"], one["tagged"]) for one in resumed.document["versions"]]
+        assert told == [(logged.name, "intact", READ_BEFORE, True), ("goes_on", "damaged", "", True)]
+        assert set(proxy.whole[2:]) == {stopped}
+        # It reached its end: the next one trusts nothing, and neither did the one before trust what had no verdict.
+        proxy.whole.clear()
+        lose(logged.stored, 5_000_000, 65536)
+        anew = bitward(*words, **quiet_environment())
+        assert [one["verdict"] for one in anew.document["versions"]] == ["damaged", "damaged"]
+        assert set(proxy.whole) == {first, stopped}
+
+
+def test_what_a_scrub_remembers_is_of_these_artefacts_with_this_root_and_intact(logged: Logged, server: Server, tmp_path: Path) -> None:
+    import mlflow
+
+    from bitward.registries.mlflow import READ_BEFORE, Options, scrub_registry
+    from bitward.registries.mlflow_resume import remembered
+
+    options, names = Options(state=f"{tmp_path}/state"), (logged.name,)
+    assert scrub_registry(names, options).exit_code == ExitCode.OK
+    with suppress(KeyboardInterrupt), remembered(options, server.uri, names) as earlier:
+        assert earlier is not None
+        report = scrub_registry(names, Options(tags=False)).versions[0]
+        root = logged.tags["bitward.root"]
+        assert not earlier.has(report, root)
+        earlier.keep(report, root)
+        assert earlier.has(report, root)
+        assert not earlier.has(report, "0" * 64)
+        assert not earlier.has(replace(report, location="elsewhere"), root)
+        for unfit in (replace(report, exit_code=ExitCode.CANNOT_TELL), replace(report, verdict=Verdict.DAMAGED)):
+            earlier.keep(unfit, root)
+            assert not earlier.has(unfit, root)
+        earlier.keep(report, root)
+        raise KeyboardInterrupt
+    assert scrub_registry(names, options).versions[0].message == READ_BEFORE
+    mlflow.MlflowClient().set_model_version_tag(logged.name, "1", "bitward.root", "0" * 64)
+    assert scrub_registry(names, options).exit_code == ExitCode.NOT_REPAIRABLE
 
 
 # ---------------------------------------------------------------------------------------------------------------- other stores

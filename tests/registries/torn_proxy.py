@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Torn:
 
     Of transfers of whole files the first ``flips`` get a wrong bit, and ``tears`` are torn. With ``excess`` as many bytes follow each of
     them, and with ``said`` the listings say that they have so many; ``sent`` counts the bytes of whole files that were written.
+    ``whole`` are the files that were asked for whole; while there are more of them than ``patience``, they wait.
     """
 
     uri: str = ""
@@ -31,6 +33,8 @@ class Torn:
     excess: int = 0
     said: int | None = None
     sent: int = 0
+    patience: int = 1_000
+    whole: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
 
 
@@ -66,6 +70,10 @@ def _handler(netloc: str, state: Torn) -> type[BaseHTTPRequestHandler]:
                 data = re.sub(rb'("path": *"[^"]*%s"[^}]*"file_size": *)[0-9]+' % state.suffix.encode(), rb"\g<1>%d" % state.said, data)
                 data = re.sub(rb'("file_size": *)[0-9]+([^}]*"path": *"[^"]*%s")' % state.suffix.encode(), rb"\g<1>%d\2" % state.said, data)
             excess = state.excess if whole and not self.headers.get("Range") else 0
+            if whole and not self.headers.get("Range"):
+                state.whole.append(self.path)
+                while len(state.whole) > state.patience:
+                    time.sleep(0.02)
             if whole and self.headers.get("Range"):
                 state.ranges.append(self.headers["Range"])
             self.send_response(answer.status)

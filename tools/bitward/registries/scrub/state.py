@@ -120,7 +120,7 @@ class State:
         if other is not None:
             raise InputError(
                 f"{self.path}: is the state of another scrub, of {str(other[0])[:_SHOWN_CHARACTERS]}; this one is of "
-                f"{named[:_SHOWN_CHARACTERS]}: name another file, or none, as each set of prefixes then has a state of its own"
+                f"{named[:_SHOWN_CHARACTERS]}: give it a file of its own"
             )
         row = self._do("SELECT id FROM runs WHERE prefixes=? AND finished_ns IS NULL ORDER BY id DESC LIMIT 1", (named,)).fetchone()
         self.resumed = row is not None
