@@ -76,6 +76,7 @@ class Misbehaving:
                 self.flood = bool(value)
             elif name == "forget":
                 self.gets.clear()
+                self.longest_body = 0
         with self.lock:
             return json.dumps({"gets": self.gets, "longest_body": self.longest_body})
 

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,18 @@ from bitward.registries.scrub.local_engine import LocalEngine
 from bitward.registries.scrub.scrubbing import ScrubOrder, scrub
 from bitward_agent.errors import InputError
 from bitward_agent.sources.limits import Limits
+from bitward_agent.stores import ObjectState
 from bitward_agent.stores.filesystem import FilesystemStore
+from bitward_agent.stores.folder import FolderStore
+from bitward_agent.verify import open_sidecar
 from bitward_formats.errors import MissingExtraError
-from registries.scrub_models import BUCKET, HASTE, Inline, Model, make_models, rows_of
-from s3_server import S3Server, s3_server
+from registries.scrub_models import BUCKET, HASTE, Inline, Model, rows_of
+from s3_server import S3Server
 
 pytest.importorskip("s3fs", reason="the extra 'remote' is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
 S3 = f"s3://{BUCKET}/"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.client().create_bucket(Bucket=BUCKET)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> list[Model]:
-    return make_models(tmp_path_factory.mktemp("slices"), minilm, 3, kib=70)
-
-
-@pytest.fixture
-def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    client = server.client()
-    yield client
-    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=one["Key"])
 
 
 @pytest.fixture
@@ -70,6 +50,11 @@ def lay(folder: Path, name: str, model: Model) -> Path:
     path.write_bytes(model.data)
     Path(f"{path}.ward").write_bytes(model.ward)
     return path
+
+
+def flip_last_bit(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def put(client: Any, key: str, model: Model) -> None:
@@ -150,10 +135,15 @@ def test_names_that_are_no_utf8_in_a_folder(folder: Path, models: list[Model], r
     lay(folder, os.fsdecode(b"caf\xe9\n.pt"), models[2])
     report = run(str(folder), report_dir=str(tmp_path / "report"))
     assert (report.totals.intact, report.exit_code) == (3, 0)
-    assert any("caf\udce9" in url for url in rows_of(tmp_path / "report"))
+    name = f"{folder}/caf\udce9\n.pt"
+    assert set(rows_of(tmp_path / "report")) == {name, f"{folder}/a.safetensors", f"{folder}/b.safetensors"}
     import pyarrow.parquet
 
-    assert pyarrow.parquet.read_table(tmp_path / "report" / "scrub.parquet").num_rows == 3
+    urls = pyarrow.parquet.read_table(tmp_path / "report" / "scrub.parquet").column("url").to_pylist()
+    assert [url.removeprefix(f"{folder}/") for url in urls] == ["a.safetensors", "b.safetensors", "caf\\udce9\n.pt"]
+    flip_last_bit(Path(name))
+    (row,) = run(str(folder)).bad
+    assert (row.url, row.finding, row.flip_count) == (name, Finding.DAMAGED, 1)
 
 
 def test_links_devices_and_pipes_of_a_folder_are_left_alone(folder: Path, tmp_path: Path, models: list[Model], run: Run) -> None:
@@ -163,7 +153,11 @@ def test_links_devices_and_pipes_of_a_folder_are_left_alone(folder: Path, tmp_pa
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe.safetensors")
     report = run(str(folder))
-    assert (report.totals.objects, report.exit_code) == (2, 0)
+    assert (report.totals.intact, report.totals.objects, report.exit_code) == (2, 2, 0)
+    flip_last_bit(outside)  # what the links lead to is nobody's business here
+    assert run(str(folder)).exit_code == 0
+    flip_last_bit(folder / "a.safetensors")
+    assert [(row.url, row.finding) for row in run(str(folder)).bad] == [(f"{folder}/a.safetensors", Finding.DAMAGED)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- sidecars
@@ -183,13 +177,17 @@ def test_sidecars_that_are_none(bucket: Any, models: list[Model], run: Run) -> N
     }
     for name, ward in forged.items():
         put(bucket, f"{name}.pt", dataclasses.replace(models[0], ward=ward))
+    half = len(models[0].data) // 2
+    put(bucket, "twin.pt", dataclasses.replace(models[0], data=models[0].data[half:] + models[0].data[:half]))
     report = run(S3)
     findings = {url.removeprefix(S3): (row.finding, row.message) for url, row in bad(report).items()}
-    assert set(findings) == {f"{name}.pt" for name in forged}
-    assert {name for name, (finding, _) in findings.items() if finding is not Finding.UNCHECKED} == {"other.pt"}
-    assert findings["other.pt"][0] in (Finding.DAMAGED, Finding.CHANGED)
+    assert set(findings) == {f"{name}.pt" for name in (*forged, "twin")}
+    assert {name: finding for name, (finding, _) in findings.items() if finding is not Finding.UNCHECKED} == {
+        "other.pt": Finding.CHANGED,  # a sidecar of something of another size
+        "twin.pt": Finding.DAMAGED,  # of the same size, and nothing tells that it was written after its sidecar
+    }
     assert "too large" in findings["huge.pt"][1]
-    assert report.exit_code in (3, 4)
+    assert report.exit_code == 4
     assert report.fetched_bytes < 3 << 20  # the huge one was not fetched
 
 
@@ -264,16 +262,16 @@ def test_what_is_removed_meanwhile_is_told_as_that(bucket: Any, models: list[Mod
     }
 
 
-def test_a_server_that_sends_without_end_fills_no_memory(server: S3Server, bucket: Any, models: list[Model], run: Run) -> None:
+def test_a_server_that_sends_without_end_fills_no_memory(s3: S3Server, bucket: Any, models: list[Model], run: Run) -> None:
     put(bucket, "m.pt", models[0])
-    server.tell("flood", "yes")
+    s3.tell("flood", "yes")
     tracemalloc.start()
     try:
         report = run(S3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-        server.tell("flood")
+        s3.tell("flood")
     (row,) = report.bad
     assert row.finding is Finding.UNCHECKED
     assert "other bytes than were asked for" in row.message
@@ -293,17 +291,43 @@ def test_a_rewritten_model_is_changed_and_a_rotten_one_damaged(bucket: Any, mode
     assert report.exit_code == 5
 
 
-def test_rot_under_an_unchanged_time_is_damage_however_much_it_is(folder: Path, run: Run) -> None:
-    assert run(str(folder)).exit_code == 0
+@pytest.mark.parametrize(
+    ("is_original", "moves_ctime", "finding", "code"),
+    [
+        (True, True, Finding.DAMAGED, 4),  # its time is the one that its sidecar knows
+        (False, False, Finding.DAMAGED, 4),  # a copy, with another time: the very one that was intact before
+        (False, True, Finding.CHANGED, 5),  # somebody wrote to it since
+    ],
+)
+def test_rot_under_an_unchanged_time_is_damage_however_much_it_is(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, *, is_original: bool, moves_ctime: bool, finding: Finding, code: int
+) -> None:
     path = folder / "a.safetensors"
+    if is_original:
+        os.utime(path, ns=(0, recorded_mtime_ns(path)))
+    if not moves_ctime:  # rot moves none, but what a test can write does
+        whole = FolderStore.state
+
+        def without_ctime(store: FolderStore, key: str) -> ObjectState | None:
+            state = whole(store, key)
+            return state and dataclasses.replace(state, tag=state.tag.rpartition(":")[0])
+
+        monkeypatch.setattr(FolderStore, "state", without_ctime)
+    assert run(str(folder)).exit_code == 0
     times = path.stat()
     path.write_bytes(random.Random(2).randbytes(times.st_size))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    report = run(str(folder), max_age_seconds=3600)  # ctime moved: the old verdict does not count
+    report = run(str(folder))
     (row,) = report.bad
-    assert row.url == str(path)
-    assert row.finding in (Finding.DAMAGED, Finding.CHANGED)
-    assert report.exit_code in (4, 5)
+    assert (row.url, row.finding, row.modified, row.repairable) == (str(path), finding, finding is Finding.CHANGED, False)
+    assert report.exit_code == code
+
+
+def recorded_mtime_ns(path: Path) -> int:
+    """The time that a file's sidecar has for it."""
+    file, sidecar, _ = open_sidecar(f"{path}.ward")
+    file.close()
+    return sidecar.superblock.mtime_ns
 
 
 # ---------------------------------------------------------------------------------------------------------------- the rest
@@ -354,17 +378,17 @@ def test_a_state_is_not_shared_by_other_prefixes(folder: Path, tmp_path: Path, m
 
 
 def test_the_same_bucket_of_another_server_is_another_one(
-    bucket: Any, server: S3Server, models: list[Model], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: Any, s3: S3Server, models: list[Model], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     put(bucket, "m.pt", models[0])
     assert run(S3).exit_code == 0
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.address.replace("127.0.0.1", "localhost"))
-    with pytest.raises(InputError, match=f"of .*s3://models/ at {server.address}.*this one is of .* at http://localhost"):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.address.replace("127.0.0.1", "localhost"))
+    with pytest.raises(InputError, match=f"of .*s3://models/ at {s3.address}.*this one is of .* at http://localhost"):
         run(S3)
     # Without a state of its own each server has one: nothing of the other's passes for verified.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
     run.state = None
-    for endpoint in (server.address, server.address.replace("127.0.0.1", "localhost")):
+    for endpoint in (s3.address, s3.address.replace("127.0.0.1", "localhost")):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         report = run(S3, max_age_seconds=3600)
         assert (report.exit_code, report.totals.checked, report.totals.skipped) == (0, 1, 0)
@@ -439,7 +463,7 @@ def test_other_file_systems_of_fsspec(folder: Path, monkeypatch: pytest.MonkeyPa
     data[-5] ^= 2
     (folder / "b.safetensors").write_bytes(bytes(data))
     report = run(f"file://{folder}", report_dir=str(tmp_path / "report"))
-    assert report.totals.intact == 3
+    assert (report.totals.intact, report.totals.objects, report.exit_code) == (3, 4, 1)
     (row,) = report.bad
     assert (row.url, row.finding, row.flip_count) == (f"file://{folder}/b.safetensors", Finding.DAMAGED, 1)
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitward.registries.scrub.accounting import Account
 from bitward.registries.scrub.decisions import Known, Trust, is_due, pause_before, was_rewritten
 from bitward.registries.scrub.facts import CheckTask, Effort, Finding, ObjectResult, Result, exit_code_of
 from bitward.registries.scrub.pairing import Index, Protected, SidecarAlone, Unprotected, paired
@@ -193,6 +194,12 @@ def test_databases_of_others_and_of_other_versions_are_left_alone(tmp_path: Path
 
 
 def test_a_state_behind_a_link_is_the_file_and_a_device_is_none(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    with State(f"{tmp_path}/link") as state:
+        assert state.path == f"{tmp_path}/state"
+        with pytest.raises(BusyError):
+            State(f"{tmp_path}/state")
+    assert (tmp_path / "link").is_symlink()
     with pytest.raises(UnreadableError):
         State("/dev/null")
 
@@ -273,6 +280,7 @@ def test_keys_of_any_bytes_are_kept(tmp_path: Path) -> None:
             state.saw(name, "/d", Entry(name, STATE), "", Finding.UNPROTECTED)
         state.commit()
         assert all(state.known(name) is not None for name in names)
+        assert {row.url for row in Account(state).rows()} == set(names)
 
 
 def test_results_travel_between_processes() -> None:
