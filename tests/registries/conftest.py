@@ -36,7 +36,7 @@ def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield client
     for name in ("busy", "delay"):
         s3.tell(name, 0)
-    for name in ("forbidden", "flood", "forget"):
+    for name in ("forbidden", "flood", "lie", "short", "silent", "forget"):
         s3.tell(name)
     while there := client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
         for one in there:

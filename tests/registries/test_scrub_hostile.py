@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import signal
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 
 import bitward
 from bitward.registries.scrub import scrubbing
+from bitward.registries.scrub.accounting import Account
 from bitward.registries.scrub.engines import Engine
 from bitward.registries.scrub.facts import CheckTask, Finding, Row, ScrubReport, Task
 from bitward.registries.scrub.local_engine import LocalEngine
 from bitward.registries.scrub.scrubbing import ScrubOrder, scrub
+from bitward.registries.scrub.state import State
 from bitward_agent.errors import InputError
 from bitward_agent.sources.limits import Limits
-from bitward_agent.stores import ObjectState
+from bitward_agent.stores import Entry, ObjectState
 from bitward_agent.stores.filesystem import FilesystemStore
 from bitward_agent.stores.folder import FolderStore
 from bitward_agent.verify import open_sidecar
@@ -71,16 +74,21 @@ class Run:
         self.tasks: list[Task] = []
 
     def __call__(
-        self, *prefixes: str, before: Callable[[Task], None] | None = None, stop: threading.Event | None = None, **order: Any
+        self,
+        *prefixes: str,
+        before: Callable[[Task], None] | None = None,
+        stop: threading.Event | None = None,
+        limits: Limits = HASTE,
+        **order: Any,
     ) -> ScrubReport:
-        engine = Inline(before=before)
+        engine = Inline(limits, before)
         self.tasks = engine.tasks
 
-        def opened(name: str, workers: int | None, limits: Limits, ahead: int) -> Engine:
+        def opened(*_: object) -> Engine:
             return engine
 
         self._patch.setattr(scrubbing, "open_engine", opened)
-        return scrub(ScrubOrder(prefixes, state=self.state, **{"retries": 2, **order}), limits=HASTE, stop=stop)
+        return scrub(ScrubOrder(prefixes, state=self.state, **{"retries": 2, **order}), limits=limits, stop=stop)
 
 
 @pytest.fixture
@@ -109,6 +117,9 @@ NAMES = [
     "große Datei \U0001f600.pt",
     "*.pt",
     ".ward.pt",
+    "<script>alert(1)</script>.pt",
+    '"onmouseover="alert(1).pt',
+    "right\u202eto left.pt",
 ]
 
 
@@ -122,6 +133,12 @@ def test_keys_are_keys_and_never_paths(bucket: Any, models: list[Model], run: Ru
     page = (tmp_path / "report" / "scrub.html").read_text("utf-8")
     assert "\x1b" not in page
     assert "red\\x1b[31m" in page.replace("<wbr>", "").replace("\\\\", "\\")
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"<script|onmouseover=\"|\u202e", page)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "report" / "scrub.parquet")
+    assert set(table.column("url").to_pylist()) == {S3 + name for name in NAMES}
     # The twin: a flip behind each of these names is found there.
     data = bytearray(models[0].data)
     data[-1] ^= 1
@@ -144,6 +161,30 @@ def test_names_that_are_no_utf8_in_a_folder(folder: Path, models: list[Model], r
     flip_last_bit(Path(name))
     (row,) = run(str(folder)).bad
     assert (row.url, row.finding, row.flip_count) == (name, Finding.DAMAGED, 1)
+
+
+def test_messages_with_names_that_are_no_utf8_are_kept(folder: Path, models: list[Model], run: Run, tmp_path: Path) -> None:
+    """Errors name their files: what the state and each report say of them is text all the same."""
+    name = os.fsdecode(b"caf\xe9.pt")
+    lay(folder, name, models[2])
+    (folder / name).write_bytes(models[2].data[:-1] + b"!")
+
+    def exchange(task: Task) -> None:
+        if isinstance(task, CheckTask) and task.pair.key.endswith(name):
+            (folder / f"{name}.ward").write_bytes(os.urandom(100_000 + task.attempt))
+            (folder / name).write_bytes(models[1].data)
+
+    report = run(str(folder), before=exchange, report_dir=str(tmp_path / "report"))
+    (row,) = report.bad
+    assert row.url == f"{folder}/{name}"
+    assert report.exit_code != 0
+    with State(f"{tmp_path}/other") as state:
+        state.begin([str(folder)])
+        state.problem(f"{folder}/{name}", f"{name}: cannot be looked at")
+        state.saw(row.url, str(folder), Entry(row.url, ObjectState(1, "caf\udce9", 1)), "", Finding.UNPROTECTED, f"{name}: bare")
+        assert state.problems()[0].message == "caf\\udce9.pt: cannot be looked at"
+        (kept,) = Account(state).rows()
+        assert (kept.url, kept.message) == (row.url, "caf\\udce9.pt: bare")
 
 
 def test_links_devices_and_pipes_of_a_folder_are_left_alone(folder: Path, tmp_path: Path, models: list[Model], run: Run) -> None:
@@ -277,6 +318,42 @@ def test_a_server_that_sends_without_end_fills_no_memory(s3: S3Server, bucket: A
     assert "other bytes than were asked for" in row.message
     assert peak < 64 << 20, peak  # of a terabyte
     assert run(S3).exit_code == 0
+
+
+def test_an_entity_tag_that_lies_deceives_nobody_who_reads(s3: S3Server, bucket: Any, models: list[Model], run: Run) -> None:
+    put(bucket, "m.pt", models[0])
+    put(bucket, "n.pt", models[1])
+    assert run(S3).exit_code == 0
+    s3.tell("lie", "m.pt")
+    assert run(S3, max_age_seconds=3600).totals.skipped == 2  # that is what --max-age trusts
+    report = run(S3)
+    assert {url: (row.finding, row.flip_count) for url, row in bad(report).items()} == {f"{S3}m.pt": (Finding.DAMAGED, 1)}
+    assert (report.totals.intact, report.exit_code) == (1, 1)
+
+
+def test_ranges_that_end_too_early_are_asked_for_again_where_they_ended(
+    s3: S3Server, bucket: Any, models: list[Model], run: Run
+) -> None:
+    put(bucket, "m.pt", models[0])
+    s3.tell("short", 40_000)
+    report = run(S3)
+    assert (report.totals.intact, report.exit_code) == (1, 0)
+    (row,) = report.slow
+    assert row.requests >= len(models[0].data) // 40_000
+    s3.tell("short", 0)
+    (row,) = run(S3).bad
+    assert (row.finding, "ends" in row.message) == (Finding.UNCHECKED, True)
+
+
+def test_a_server_that_is_silent_is_given_up_and_the_others_are_verified(
+    s3: S3Server, bucket: Any, models: list[Model], run: Run
+) -> None:
+    put(bucket, "m.pt", models[0])
+    put(bucket, "n.pt", models[1])
+    s3.tell("silent", "m.pt")
+    report = run(S3, retries=0, limits=dataclasses.replace(HASTE, silence_seconds=0.2, slowest_bytes_per_second=1 << 20))
+    assert {url: row.finding for url, row in bad(report).items()} == {f"{S3}m.pt": Finding.UNCHECKED}
+    assert (report.totals.intact, report.exit_code) == (1, 3)
 
 
 def test_a_rewritten_model_is_changed_and_a_rotten_one_damaged(bucket: Any, models: list[Model], run: Run) -> None:
@@ -418,6 +495,37 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(folder: Path, tmp_path: 
     assert (report.totals.intact, report.exit_code) == (2, 0)
     assert report.workers_lost >= 1
     assert report.totals.tries > 2
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "bare.pt", "m.pt"])
+def test_a_listing_without_an_end_is_left_when_that_is_asked(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A billion keys come one by one: none of them is kept, and whoever wants it to stop does not wait for the last."""
+    stop, keys = threading.Event(), 0
+
+    def entries(store: FolderStore) -> Iterator[Entry]:
+        nonlocal keys
+        state = ObjectState(1, "tag", 1)
+        for number in range(10**9):
+            keys += 1
+            if keys == 5_000:
+                stop.set()
+            yield Entry(f"{folder}/{number:09d}/{name}", state)
+            if name == "m.pt":
+                yield Entry(f"{folder}/{number:09d}/{name}.ward", state)
+
+    monkeypatch.setattr(FolderStore, "entries", entries)
+    tracemalloc.start()
+    try:
+        report = run(str(folder), stop=stop, retries=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (report.interrupted, report.exit_code, report.totals.gone) == (True, 3, 0)
+    assert keys <= 5_001
+    assert peak < 8 << 20, peak
+    assert all(row.finding is not Finding.UNPROTECTED for row in report.bad) or name == "bare.pt"
 
 
 def test_stopped_before_it_began_it_says_so(folder: Path, run: Run) -> None:

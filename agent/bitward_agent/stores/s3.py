@@ -53,6 +53,10 @@ class S3Store:
             "max_pool_connections": 64,
         }
         try:
+            from botocore.config import Config
+
+            if "response_checksum_validation" in Config.OPTION_DEFAULTS:  # since 1.36: what rotted would be refused, and not be looked at
+                config["response_checksum_validation"] = "when_required"
             self._fs = s3fs.S3FileSystem(config_kwargs=config, use_listings_cache=False, skip_instance_cache=True)
         except Exception as error:  # noqa: BLE001 - the AWS libraries raise what they like, with the settings in it
             raise SourceError(f"{self.name}: cannot be used ({type(error).__name__})") from None

@@ -92,7 +92,7 @@ class State:
 
     def _do(self, words: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
-            return self.database.execute(words, values)
+            return self.database.execute(words, [_storable(one) for one in values])
         except sqlite3.Error as error:
             raise WriteError(f"{self.path}: the scrub's state cannot be used: {error}") from error
 
@@ -258,6 +258,13 @@ class State:
     def rewritten(self, url: str, mark: str, sidecar_mark: str) -> bool | None:
         """See ``decisions.was_rewritten``."""
         return was_rewritten(self.known(url), mark, sidecar_mark)
+
+
+def _storable(value: Any) -> Any:
+    """A value that SQLite takes. Messages hold names, and names may be no UTF-8: in a text their bytes are escaped."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def text_of(stored: bytes) -> str:
