@@ -637,6 +637,33 @@ def test_what_loses_its_size_after_the_listing_is_not_gone(
     assert (row.finding, "does not tell its size" in row.message) == (Finding.UNCHECKED, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("nul\0.pt", Finding.UNCHECKED),
+        ("new\nline.pt", Finding.CHANGED),  # it could be one, and was removed
+        ("a" * 10_000 + ".pt", Finding.UNCHECKED),
+        ("\udcff\ud800.pt", None),
+    ],
+)
+def test_names_that_no_file_can_have_are_told_and_end_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path, name: str, finding: Finding | None
+) -> None:
+    def rename(one: dict[str, Any]) -> dict[str, Any]:
+        return {**one, "name": one["name"].replace("b.safetensors", name)}
+
+    driven_by_fsspec(monkeypatch, listed=rename)
+    report = run(f"file://{folder}", report_dir=str(tmp_path / "report"), retries=0)
+    assert report.exit_code == (5 if finding is Finding.CHANGED else 3)
+    if finding is None:
+        (problem,) = report.problems
+        assert "lists there what is no name" in problem.message
+        return
+    assert report.totals.intact == 1
+    assert {url: row.finding for url, row in bad(report).items()} == {f"file://{folder}/{name}": finding}
+    assert f"file://{folder}/{name}" in rows_of(tmp_path / "report")
+
+
 @pytest.mark.parametrize(("elsewhere", "kind"), [("/etc/passwd", "file"), ("/etc", "directory")])
 def test_a_listing_that_leads_elsewhere_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, elsewhere: str, kind: str

@@ -110,6 +110,8 @@ class FilesystemStore:
             name, kind = str(info.get("name", "")).rstrip("/"), info.get("type")
             if kind not in ("file", "directory") or info.get("islink") or (kind == "directory" and name == path.rstrip("/")):
                 continue
+            if not _is_key(name):
+                raise SourceError(f"the store lists there what is no name: {ascii(name)[:200]}")
             if path and not name.startswith(f"{path}/") and name != path:
                 raise SourceError(f"the store lists there what lies elsewhere: {without_secrets(name)[:200]!r}")
             if kind == "directory":
@@ -146,6 +148,15 @@ class FilesystemStore:
                 raise
 
         return ObjectFile(self.shown(key), state.size, get, ahead)
+
+
+def _is_key(name: str) -> bool:
+    """Whether a name is text, or bytes of a path as Python has them: a listing in JSON can say what is neither."""
+    try:
+        order_of(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _state(info: dict[str, Any]) -> ObjectState | None:
