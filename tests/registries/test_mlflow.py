@@ -600,7 +600,9 @@ def test_a_store_that_goes_through_the_plug_in_protects_and_heals_by_itself(serv
     assert stored.read_bytes() == weights.read_bytes()
 
 
-def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Path, tmp_path: Path) -> None:
+def test_files_logged_one_by_one_through_the_plug_in(
+    server: Server, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitward.registries.mlflow_plugin import BitwardArtifactRepository
 
     repository = BitwardArtifactRepository("bitward+mlflow-artifacts:/single", tracking_uri=server.uri)
@@ -616,6 +618,16 @@ def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Pa
     (tmp_path / "copy").mkdir()
     copy = repository.download_artifacts(f"inner/{weights.name}", str(tmp_path / "copy"))
     assert Path(copy).read_bytes() == weights.read_bytes()
+    larger = tmp_path / "larger" / weights.name
+    larger.parent.mkdir()
+    larger.write_bytes(weights.read_bytes() + bytes(1000))
+    for how in ("off", "heal"):  # by the same client, which listed it when it was smaller
+        monkeypatch.setenv("BITWARD_ENFORCE", how)
+        repository.log_artifact(str(link), "inner")
+        assert len(repository.list_artifacts("inner")) == 2
+        repository.log_artifact(str(larger), "inner")
+        copy = repository.download_artifacts(f"inner/{weights.name}", str(tmp_path / "copy"))
+        assert Path(copy).read_bytes() == larger.read_bytes()
     repository.delete_artifacts(f"inner/{weights.name}")
     assert not list(stored.parent.iterdir())
 

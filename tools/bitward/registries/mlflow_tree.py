@@ -151,6 +151,10 @@ class ArtifactTree:
         self._listed_bytes.update((path, size) for path, is_folder, size in found if not is_folder)
         return found
 
+    def forget_sizes(self) -> None:
+        """What was listed is long ago: others may have stored something else since."""
+        self._listed_bytes.clear()
+
     def fetch(self, path: str, target: str) -> None:
         """Write an artefact to the file ``target``: no more bytes than the store lists of it, and only where there is room for them.
 
