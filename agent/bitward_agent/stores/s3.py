@@ -24,7 +24,7 @@ PAGE_KEYS = 1000
 """The most that S3 gives at once."""
 _KEY_LIMIT_BYTES = 4096
 """S3 allows 1,024; a server that sends longer ones is not believed."""
-_AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
+_AMAZON = ".amazonaws.com"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -64,7 +64,7 @@ class S3Store:
 
     @property
     def identity(self) -> str:
-        """See ``Store.identity``: the endpoint counts unless it is Amazon's, where a bucket is the same one from everywhere."""
+        """See ``Store.identity``: the endpoint counts unless it is Amazon's (not that of China), where a bucket is the same one everywhere."""
         from botocore.session import Session
 
         # Settings, profiles and services' sections name it in several ways: a client that asks nobody knows which of them counts.
