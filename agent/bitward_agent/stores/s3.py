@@ -64,7 +64,7 @@ class S3Store:
 
     @property
     def identity(self) -> str:
-        """See ``Store.identity``: the endpoint counts unless it is Amazon's (not that of China), where a bucket is the same one everywhere."""
+        """See ``Store.identity``: the endpoint counts unless it is Amazon's (but China's), where a bucket is the same everywhere."""
         from botocore.session import Session
 
         # Settings, profiles and services' sections name it in several ways: a client that asks nobody knows which of them counts.
