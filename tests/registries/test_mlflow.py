@@ -486,6 +486,7 @@ def test_what_a_scrub_remembers_is_of_these_artefacts_with_this_root_and_intact(
         assert not earlier.has(report, root)
         earlier.keep(report, root)
         assert earlier.has(report, root)
+        assert not earlier.has(replace(report, model="\ud800"), root)
         assert not earlier.has(report, "0" * 64)
         assert not earlier.has(replace(report, location="elsewhere"), root)
         for unfit in (replace(report, exit_code=ExitCode.CANNOT_TELL), replace(report, verdict=Verdict.DAMAGED)):
@@ -672,7 +673,7 @@ def test_without_mlflow_the_command_says_what_to_install() -> None:
     assert "pip install 'bitward[mlflow]'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "other/x", "x\0y"])
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "other/x", "x\0y", "\ud800.bin", "x" * 5000])
 def test_a_store_that_lists_what_lies_elsewhere_is_refused(server: Server, name: str) -> None:
     from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
 

@@ -66,7 +66,8 @@ class Remembered:
 
 
 def _entry(report: ModelVersionReport, root: str) -> Entry:
-    return Entry(f"models:/{report.model}/{report.version}", ObjectState(0, f"{root} {report.location}", 0))
+    name = f"models:/{report.model}/{report.version}".encode("utf-8", "backslashreplace").decode()  # whatever the registry calls it
+    return Entry(name, ObjectState(0, f"{root} {report.location}", 0))
 
 
 @contextmanager

@@ -71,7 +71,11 @@ def no_room(what: str, wanted_bytes: int, place: str, free_bytes: int) -> str:
 
 
 def is_plain_path(path: str) -> bool:
-    """Whether a listed path stays below the model and is no trick."""
+    """Whether a listed path stays below the model, is one that this machine can have, and is no trick."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair
+        return False
     parts = path.split("/")
     return len(path) <= 4096 and len(parts) <= DEPTH_LIMIT and "\0" not in path and not any(part in ("", ".", "..") for part in parts)
 
@@ -145,7 +149,7 @@ class ArtifactTree:
         for entry in entries:
             path = str(entry.path).rstrip("/")
             if not is_plain_path(path) or posixpath.dirname(path) != folder:
-                raise RegistryError(f"{self.name}: the store lists an artefact outside of its folder: {path[:200]!r}")
+                raise RegistryError(f"{self.name}: the store lists an artefact outside of its folder, or what is none: {path[:200]!r}")
             size = entry.file_size
             found.append((path, bool(entry.is_dir), size if isinstance(size, int) and size >= 0 else None))
         self._listed_bytes.update((path, size) for path, is_folder, size in found if not is_folder)
