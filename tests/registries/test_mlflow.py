@@ -298,6 +298,14 @@ def test_more_bytes_than_are_listed_are_stopped_and_nothing_of_them_stays(
             )
         assert not list((tmp_path / "copy").rglob("*.safetensors"))
         assert not list(scratch.rglob("*"))
+        proxy.suffix = UNIT_INDEX_NAME  # the first thing that a download of one artefact asks for
+        proxy.sent = 0
+        with pytest.raises(mlflow.exceptions.MlflowException, match="sends more than"):
+            mlflow.artifacts.download_artifacts(
+                f"{logged.uri}/{WEIGHTS}", dst_path=str(tmp_path / "one"), tracking_uri=proxy.uri, registry_uri=proxy.uri
+            )
+        assert 0 < proxy.sent < 64 << 20
+        proxy.suffix = ".safetensors"
         proxy.excess = 1
         assert scrub_registry([logged.name], options).exit_code == ExitCode.CANNOT_TELL
         proxy.excess = 0
