@@ -21,6 +21,7 @@ CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 START_SECONDS = 30
+SILENCE_SECONDS = 3.0
 
 
 class Misbehaving:
@@ -33,6 +34,9 @@ class Misbehaving:
         self.forbidden = ""
         self.longest_body = 0
         self.flood = False
+        self.lie = ""
+        self.short: int | None = None
+        self.silent = ""
         self.gets: dict[str, int] = {}
         self.lock = threading.Lock()
 
@@ -47,18 +51,30 @@ class Misbehaving:
         if self.forbidden and (self.forbidden in path or self.forbidden in environ.get("QUERY_STRING", "")):
             start("403 Forbidden", [("Content-Type", "application/xml")])
             return [b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
-        if self.delay:
-            time.sleep(self.delay)
+        if self.delay or (self.silent and path.endswith(self.silent)):
+            time.sleep(self.delay or SILENCE_SECONDS)
         if self.flood and environ["REQUEST_METHOD"] == "GET" and environ.get("HTTP_RANGE"):
             environ.pop("HTTP_RANGE")
             start("200 OK", [("Content-Length", str(1 << 40)), ("Content-Type", "binary/octet-stream"), *_head(self.app, environ)])
             return (bytes(1 << 20) for _ in range(1 << 20))
+        if self.lie and path.endswith(self.lie) and environ.get("HTTP_RANGE"):
+            data = b"".join(self.app(environ, start))
+            return [data[:-1] + bytes([data[-1] ^ 4])]
+        if self.short is not None and environ.get("HTTP_RANGE"):
+            return self._cut(environ, start, self.short)
         body = b"".join(self.app(environ, start))
         if environ["REQUEST_METHOD"] == "GET" and environ.get("HTTP_RANGE"):
             with self.lock:
                 self.gets[path] = self.gets.get(path, 0) + 1
                 self.longest_body = max(self.longest_body, len(body))
         return [body]
+
+    def _cut(self, environ: dict[str, Any], start: Any, limit_bytes: int) -> list[bytes]:
+        """A body that ends too early, and says that it has so many bytes."""
+        given: list[Any] = []
+        data = b"".join(self.app(environ, lambda *words: given.extend(words)))[:limit_bytes]
+        start(given[0], [(name, str(len(data)) if name.lower() == "content-length" else value) for name, value in given[1]])
+        return [data]
 
     def _told(self, path: str) -> str:
         import json
@@ -74,8 +90,13 @@ class Misbehaving:
                 self.forbidden = value
             elif name == "flood":
                 self.flood = bool(value)
+            elif name in ("lie", "silent"):
+                setattr(self, name, value)
+            elif name == "short":
+                self.short = int(value) if value else None
             elif name == "forget":
                 self.gets.clear()
+                self.longest_body = 0
         with self.lock:
             return json.dumps({"gets": self.gets, "longest_body": self.longest_body})
 
@@ -97,7 +118,11 @@ class S3Server:
         self.environment = {"AWS_ENDPOINT_URL": address, **CREDENTIALS}
 
     def tell(self, name: str, value: object = "") -> None:
-        """From now on: ``busy`` SECONDS, ``delay`` SECONDS, ``forbidden`` PART-OF-A-PATH, ``flood`` anything, ``forget``."""
+        """From now on: ``busy`` SECONDS, ``delay`` SECONDS, ``forbidden`` PART-OF-A-PATH, ``flood`` anything, ``forget``.
+
+        ``lie`` END: ranges of keys that end so have a wrong bit, under entity tag, time and checksum of what was put. ``short`` BYTES: no
+        range brings more. ``silent`` END: keys that end so are answered after three seconds.
+        """
         with urllib.request.urlopen(f"{self.address}/__tell/{name}/{value}", timeout=10) as answer:
             answer.read()
 

@@ -112,10 +112,10 @@ def _scatter(file: OpenFile) -> None:
 def _judged_state(pair: StoredPair, file: OpenFile, protected_mtime_ns: int) -> FileState:
     """The state by which damaged and rewritten are told apart.
 
-    A file of this machine has its own. An object's time is that of its upload, so it is no news that it differs from the file's; that it is
-    later than the sidecar's is.
+    What is the very one that was intact with this sidecar was not rewritten, whatever its time. Else a file of this machine has its own. An
+    object's time is that of its upload, so it is no news that it differs from the file's; that it is later than the sidecar's is.
     """
-    if not isinstance(file, ObjectFile):
+    if not isinstance(file, ObjectFile) and pair.rewritten is not False:
         return file.state()
     rewritten = pair.is_newer if pair.rewritten is None else pair.rewritten
     return FileState(pair.state.size, protected_mtime_ns + rewritten, 0, 0)

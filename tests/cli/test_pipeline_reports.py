@@ -281,6 +281,17 @@ def test_hostile_names_do_no_harm() -> None:
     assert "evil.example" in text
 
 
+@pytest.mark.parametrize("low", [0, 0x80, 0xD800, 0xDC80, 0xFDD0, 0xFFFE, 0x1FFFE, 0x10FFFE, 0x2028, 0xE000, 0xFFF9])
+def test_no_character_makes_a_report_that_cannot_be_read(low: int) -> None:
+    """XML 1.0 forbids most control characters, also as references, and half of a surrogate pair is no character at all."""
+    name = "".join(chr(low + at) for at in range(2 if low & 0xFFFF == 0xFFFE else 32))
+    sidecar = SidecarReport("x.ward", SidecarState.DAMAGED, 1, name)
+    odd = FileVerification("/base/odd.bin", Verdict.UNVERIFIABLE, 0, "", "", False, sidecar, message=name)
+    report = report_of(damaged("/base/a.bin", 2, name, name), odd)
+    assert len(checked_sarif(sarif_text(report, "/base"))["results"]) == 3
+    assert [case[0].tag for case in cases(junit_text(report)).values()] == ["failure", "error"]
+
+
 def test_large_reports_are_bounded_and_say_so() -> None:
     report = report_of(*(damaged(f"/base/{number}.bin", 200) for number in range(100)))
     text = sarif_text(report, "/base")

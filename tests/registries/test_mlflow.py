@@ -7,10 +7,12 @@ import hashlib
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +109,7 @@ def logged(server: Server, weights: Path, tmp_path: Path, request: pytest.Fixtur
     """A protected model of the test's own."""
     from bitward.registries.mlflow import log_sidecars
 
-    name = request.node.name.split("[")[0]
+    name = re.sub(r"\W", "_", request.node.name)
     info = log_model(server, weights, tmp_path, name)
     done = log_sidecars(info)
     assert (done.exit_code, done.verdict, done.tagged) == (ExitCode.OK, Verdict.INTACT, True), done.message
@@ -268,6 +270,74 @@ def test_a_scrub_does_not_take_a_bad_transfer_for_a_bad_store(logged: Logged, se
         assert "cannot be fetched" in report.versions[0].files[0].message
 
 
+def test_more_bytes_than_are_listed_are_stopped_and_nothing_of_them_stays(
+    logged: Logged, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    import mlflow
+
+    from bitward.registries.mlflow import Options, protect_registry, scrub_registry
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.excess = 0, 4 << 30
+        options = Options(tracking_uri=proxy.uri)
+        report = scrub_registry([logged.name], options)
+        (file,) = report.versions[0].files
+        assert (report.exit_code, file.path) == (ExitCode.CANNOT_TELL, WEIGHTS)
+        assert f"sends more than the {len(logged.good):,} bytes that it lists" in file.message
+        assert proxy.sent < len(logged.good) + (64 << 20)  # what the sockets' buffers hold, asked for once
+        protected = protect_registry([logged.name], options)
+        assert (protected.exit_code, "sends more than" in protected.versions[0].message) == (ExitCode.CANNOT_TELL, True)
+        with pytest.raises(mlflow.exceptions.MlflowException, match="sends more than"):
+            mlflow.artifacts.download_artifacts(
+                logged.uri, dst_path=str(tmp_path / "copy"), tracking_uri=proxy.uri, registry_uri=proxy.uri
+            )
+        assert not list((tmp_path / "copy").rglob("*.safetensors"))
+        assert not list(scratch.rglob("*"))
+        proxy.suffix = UNIT_INDEX_NAME  # the first thing that a download of one artefact asks for
+        proxy.sent = 0
+        with pytest.raises(mlflow.exceptions.MlflowException, match="sends more than"):
+            mlflow.artifacts.download_artifacts(
+                f"{logged.uri}/{WEIGHTS}", dst_path=str(tmp_path / "one"), tracking_uri=proxy.uri, registry_uri=proxy.uri
+            )
+        assert 0 < proxy.sent < 64 << 20
+        proxy.suffix = ".safetensors"
+        proxy.excess = 1
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.CANNOT_TELL
+        proxy.excess = 0
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.OK
+
+
+def test_a_server_that_trickles_is_given_up(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitward.registries import mlflow_tree
+    from bitward.registries.mlflow import scrub_registry
+    from bitward_agent.sources.limits import Limits
+
+    monkeypatch.setattr(mlflow_tree, "_PACE", Limits(silence_seconds=0.0, slowest_bytes_per_second=1 << 50))  # nobody is so fast
+    report = scrub_registry([logged.name])
+    assert report.exit_code == ExitCode.CANNOT_TELL
+    assert "bytes a second come" in report.versions[0].message
+
+
+def test_what_does_not_fit_is_not_fetched(logged: Logged, server: Server) -> None:
+    from bitward.registries.mlflow import Options, protect_registry, scrub_registry
+
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.said = 0, 10**15
+        options = Options(tracking_uri=proxy.uri)
+        (file,) = scrub_registry([logged.name], options).versions[0].files
+        assert "1,000,000,000,000,000 bytes do not fit into" in file.message
+        (version,) = protect_registry([logged.name], options).versions
+        assert "bytes do not fit into" in version.message
+        assert (version.exit_code, proxy.sent) == (ExitCode.CANNOT_TELL, 0)
+        proxy.said = len(logged.good)
+        assert scrub_registry([logged.name], options).exit_code == ExitCode.OK
+
+
 def test_sidecars_that_are_not_those_that_were_logged_are_refused(logged: Logged, tmp_path: Path) -> None:
     """Somebody writes to the store, and makes sidecars that fit: the tag in the registry's database knows better."""
     from bitward.api import protect
@@ -295,8 +365,8 @@ def test_sidecars_for_which_the_registry_does_not_vouch_write_nothing(logged: Lo
     lose(logged.stored, 300_000, 1_000)  # the sidecars that were slipped in would repair this, and the rest of what they hold
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     report = scrub_registry([logged.name], Options(heal=True))
-    assert report.exit_code == ExitCode.NOT_REPAIRABLE or without_index
-    assert report.exit_code != ExitCode.OK
+    # Without an index only the artefact's own damage is told: what its sidecar would repair.
+    assert report.exit_code == (ExitCode.REPAIRABLE if without_index else ExitCode.NOT_REPAIRABLE)
     assert not report.versions[0].healed
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
@@ -371,6 +441,72 @@ def test_versions_are_all_found_page_by_page_and_shared_artefacts_read_once(logg
     assert [one.bytes > 0 for one in own] == [True, False, False, False, False]
 
 
+def test_a_scrub_that_is_killed_goes_on_where_it_was(logged: Logged, server: Server, weights: Path, tmp_path: Path) -> None:
+    from bitward.registries.mlflow import READ_BEFORE, log_sidecars
+
+    second = log_model(server, weights, tmp_path, "goes_on")
+    assert log_sidecars(second).exit_code == ExitCode.OK
+    state = ["--state", f"{tmp_path}/state", "--json"]
+    with torn_proxy(server.uri, 9_000_000) as proxy:
+        proxy.tears, proxy.patience = 0, 1
+        words = ["mlflow", "scrub", "--tracking-uri", proxy.uri, logged.name, "goes_on", *state]
+        process = subprocess.Popen([*COMMAND, *words], env=quiet_environment(), stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 120
+            while len(proxy.whole) < 2:  # the second model is under way
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        proxy.patience = 1_000
+        other = bitward(*words[:4], logged.name, *state, **quiet_environment())
+        assert other.code == ExitCode.USAGE
+        assert "is the state of another scrub" in other.err
+        first, stopped = proxy.whole
+        lose(server.artifacts / "0" / "models" / second.model_id / "artifacts" / WEIGHTS, 5_000_000, 65536)
+        resumed = bitward(*words, **quiet_environment())
+        assert resumed.code == ExitCode.REPAIRABLE
+        told = [(one["model"], one["verdict"], one["message"], one["tagged"]) for one in resumed.document["versions"]]
+        assert told == [(logged.name, "intact", READ_BEFORE, True), ("goes_on", "damaged", "", True)]
+        assert set(proxy.whole[2:]) == {stopped}
+        # It reached its end: the next one trusts nothing, and neither did the one before trust what had no verdict.
+        proxy.whole.clear()
+        lose(logged.stored, 5_000_000, 65536)
+        anew = bitward(*words, **quiet_environment())
+        assert [one["verdict"] for one in anew.document["versions"]] == ["damaged", "damaged"]
+        assert set(proxy.whole) == {first, stopped}
+
+
+def test_what_a_scrub_remembers_is_of_these_artefacts_with_this_root_and_intact(logged: Logged, server: Server, tmp_path: Path) -> None:
+    import mlflow
+
+    from bitward.registries.mlflow import READ_BEFORE, Options, scrub_registry
+    from bitward.registries.mlflow_resume import remembered
+
+    options, names = Options(state=f"{tmp_path}/state"), (logged.name,)
+    assert scrub_registry(names, options).exit_code == ExitCode.OK
+    with suppress(KeyboardInterrupt), remembered(options, server.uri, names) as earlier:
+        assert earlier is not None
+        report = scrub_registry(names, Options(tags=False)).versions[0]
+        root = logged.tags["bitward.root"]
+        assert not earlier.has(report, root)
+        earlier.keep(report, root)
+        assert earlier.has(report, root)
+        assert not earlier.has(replace(report, model="\ud800"), root)
+        assert not earlier.has(report, "0" * 64)
+        assert not earlier.has(replace(report, location="elsewhere"), root)
+        for unfit in (replace(report, exit_code=ExitCode.CANNOT_TELL), replace(report, verdict=Verdict.DAMAGED)):
+            earlier.keep(unfit, root)
+            assert not earlier.has(unfit, root)
+        earlier.keep(report, root)
+        raise KeyboardInterrupt
+    assert scrub_registry(names, options).versions[0].message == READ_BEFORE
+    mlflow.MlflowClient().set_model_version_tag(logged.name, "1", "bitward.root", "0" * 64)
+    assert scrub_registry(names, options).exit_code == ExitCode.NOT_REPAIRABLE
+
+
 # ---------------------------------------------------------------------------------------------------------------- other stores
 
 
@@ -405,7 +541,7 @@ def test_artefacts_in_a_bucket(server: Server, weights: Path, tmp_path: Path, mo
     from moto.server import ThreadedMotoServer
 
     from bitward.registries.mlflow import Options, protect_model_version, scrub_registry
-    from bitward.registries.mlflow_tree import ArtifactTree
+    from bitward.registries.mlflow_tree import ArtifactTree, SizeError
     from bitward_agent.sources.limits import Budget, Limits, Meter
 
     moto = ThreadedMotoServer("127.0.0.1", 0)
@@ -436,6 +572,16 @@ def test_artefacts_in_a_bucket(server: Server, weights: Path, tmp_path: Path, mo
         file = place.open(weights.name, Meter())
         assert file is not None
         assert dict(file.read([(70_000, 70_100)])) == {(70_000, 70_100): good[70_000:70_100]}
+        # MLflow's own client of S3 writes what there is: what was exchanged for something larger since it was listed is removed again.
+        tree = ArtifactTree("s3://models/m")
+        assert tree.files()[weights.name] == len(good)
+        s3.put_object(Bucket="models", Key=f"m/{weights.name}", Body=good + b"!")
+        with pytest.raises(SizeError, match=f"more than the {len(good):,} bytes"):
+            tree.fetch(weights.name, str(tmp_path / "larger"))
+        assert not list(tmp_path.glob("larger*"))
+        tree.files()
+        tree.fetch(weights.name, str(tmp_path / "larger"))
+        assert (tmp_path / "larger").read_bytes() == good + b"!"
     finally:
         moto.stop()
 
@@ -463,7 +609,9 @@ def test_a_store_that_goes_through_the_plug_in_protects_and_heals_by_itself(serv
     assert stored.read_bytes() == weights.read_bytes()
 
 
-def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Path, tmp_path: Path) -> None:
+def test_files_logged_one_by_one_through_the_plug_in(
+    server: Server, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitward.registries.mlflow_plugin import BitwardArtifactRepository
 
     repository = BitwardArtifactRepository("bitward+mlflow-artifacts:/single", tracking_uri=server.uri)
@@ -479,6 +627,16 @@ def test_files_logged_one_by_one_through_the_plug_in(server: Server, weights: Pa
     (tmp_path / "copy").mkdir()
     copy = repository.download_artifacts(f"inner/{weights.name}", str(tmp_path / "copy"))
     assert Path(copy).read_bytes() == weights.read_bytes()
+    larger = tmp_path / "larger" / weights.name
+    larger.parent.mkdir()
+    larger.write_bytes(weights.read_bytes() + bytes(1000))
+    for how in ("off", "heal"):  # by the same client, which listed it when it was smaller
+        monkeypatch.setenv("BITWARD_ENFORCE", how)
+        repository.log_artifact(str(link), "inner")
+        assert len(repository.list_artifacts("inner")) == 2
+        repository.log_artifact(str(larger), "inner")
+        copy = repository.download_artifacts(f"inner/{weights.name}", str(tmp_path / "copy"))
+        assert Path(copy).read_bytes() == larger.read_bytes()
     repository.delete_artifacts(f"inner/{weights.name}")
     assert not list(stored.parent.iterdir())
 
@@ -523,7 +681,7 @@ def test_without_mlflow_the_command_says_what_to_install() -> None:
     assert "pip install 'bitward[mlflow]'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "other/x", "x\0y"])
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "other/x", "x\0y", "\ud800.bin", "x" * 5000])
 def test_a_store_that_lists_what_lies_elsewhere_is_refused(server: Server, name: str) -> None:
     from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
 
@@ -553,8 +711,10 @@ def test_a_model_without_versions_is_not_fine(server: Server, capsys: pytest.Cap
         assert json.loads(capsys.readouterr().out)["verdict"] == "unverifiable"
 
 
-@pytest.mark.parametrize("tokens", [["again"], [str(number) for number in range(100)]])
-def test_pages_without_an_end_are_told(server: Server, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "told"), [(["again"], "does not go on"), ([str(number) for number in range(100)], "more than 50 entries")]
+)
+def test_pages_without_an_end_are_told(server: Server, tokens: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitward.registries import mlflow as registry_module
     from bitward.registries.mlflow_tree import RegistryError
 
@@ -570,7 +730,7 @@ def test_pages_without_an_end_are_told(server: Server, tokens: list[str], monkey
     monkeypatch.setattr(registry_module, "VERSIONS_LIMIT", 50)
     registry = registry_module._Registry(registry_module.Options(tracking_uri=server.uri))
     registry.client = SimpleNamespace(search_registered_models=search)
-    with pytest.raises(RegistryError):
+    with pytest.raises(RegistryError, match=told):
         list(registry.pages("search_registered_models"))
     assert tokens == ["again"] or len(left) > 40
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,13 @@ import pytest
 
 from cli.command_line import COMMAND, bitward, environment
 from registries.ray_nodes import below
-from registries.scrub_models import BUCKET, KINDS, Model, Planted, hold_against, make_models, plant, put, rows_of
-from s3_server import S3Server, s3_server
+from registries.scrub_models import BUCKET, KINDS, Model, Planted, hold_against, plant, put, rows_of
+from s3_server import S3Server
 
 pytest.importorskip("s3fs", reason="the extra 'remote' is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
 PREFIX = f"s3://{BUCKET}/fleet/"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.client().create_bucket(Bucket=BUCKET)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> list[Model]:
-    return make_models(tmp_path_factory.mktemp("slices"), minilm, 6)
-
-
-@pytest.fixture
-def bucket(server: S3Server) -> Iterator[Any]:
-    client = server.client()
-    yield client
-    for name in ("busy", "delay"):
-        server.tell(name, 0)
-    server.tell("forbidden")
-    server.tell("forget")
-    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=one["Key"])
 
 
 def is_running(pid: int) -> bool:
@@ -55,17 +30,17 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def scrub(server: S3Server, tmp_path: Path, *words: str, prefix: str = PREFIX) -> Any:
+def scrub(s3: S3Server, tmp_path: Path, *words: str, prefix: str = PREFIX) -> Any:
     arguments = ["scrub", prefix, "--state", f"{tmp_path}/state", "--report-dir", f"{tmp_path}/report", "--json", *words]
-    return bitward(*arguments, **server.environment)
+    return bitward(*arguments, **s3.environment)
 
 
 def test_damage_of_every_kind_is_found_exactly_and_told_in_every_form(
-    server: S3Server, bucket: Any, models: list[Model], tmp_path: Path
+    s3: S3Server, bucket: Any, models: list[Model], tmp_path: Path
 ) -> None:
     planted = plant(models, 24, {3 * index + 1: kind for index, kind in enumerate(KINDS)}, seed=11)
     put(bucket, planted)
-    done = scrub(server, tmp_path)
+    done = scrub(s3, tmp_path)
     assert done.err == ""
     assert done.code == 1, done.out
     hold_against(planted, rows_of(tmp_path / "report"))
@@ -92,22 +67,22 @@ def test_damage_of_every_kind_is_found_exactly_and_told_in_every_form(
     for key, one in planted.items():
         if one.finding == "damaged":
             bucket.put_object(Bucket=BUCKET, Key=key, Body=models[int(key.split("/")[1]) % len(models)].data)
-    again = bitward("scrub", PREFIX, "--state", f"{tmp_path}/state", "--max-age", "1d", **server.environment)
+    again = bitward("scrub", PREFIX, "--state", f"{tmp_path}/state", "--max-age", "1d", **s3.environment)
     assert again.code == 3, again.out
     assert "21 intact" in again.out
     assert "verified now: 4; 18 not again" in again.out  # what was damaged, and what could not be checked
 
 
 def test_killed_at_any_moment_nothing_is_forgotten_and_nothing_done_twice(
-    server: S3Server, bucket: Any, models: list[Model], tmp_path: Path
+    s3: S3Server, bucket: Any, models: list[Model], tmp_path: Path
 ) -> None:
     planted = plant(models, 30, {4: KINDS[0], 22: KINDS[1]}, seed=12)
     put(bucket, planted)
-    server.tell("delay", 0.03)
+    s3.tell("delay", 0.03)
     words = ["scrub", PREFIX, "--state", f"{tmp_path}/state", "--workers", "1", "--quiet"]
-    process = subprocess.Popen([*COMMAND, *words], env=environment(**server.environment))
+    process = subprocess.Popen([*COMMAND, *words], env=environment(**s3.environment))
     deadline = time.monotonic() + 60
-    while sum(path.endswith(".safetensors") for path in server.told()["gets"]) < 8:
+    while sum(path.endswith(".safetensors") for path in s3.told()["gets"]) < 8:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
@@ -118,35 +93,35 @@ def test_killed_at_any_moment_nothing_is_forgotten_and_nothing_done_twice(
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their scrub"
         time.sleep(0.05)
-    first = server.told()["gets"]
-    server.tell("delay", 0)
-    done = scrub(server, tmp_path, "--workers", "1")
+    first = s3.told()["gets"]
+    s3.tell("delay", 0)
+    done = scrub(s3, tmp_path, "--workers", "1")
     assert done.code == 1
     assert done.document["resumed"]
     hold_against(planted, rows_of(tmp_path / "report"))
     skipped = done.document["totals"]["skipped"]
     assert skipped >= 6
     assert done.document["totals"]["checked"] == 30
-    twice = [path for path, count in server.told()["gets"].items() if path.endswith(".safetensors") and count > 1]
+    twice = [path for path, count in s3.told()["gets"].items() if path.endswith(".safetensors") and count > 1]
     print(f"{len(first)} requested before the kill, {skipped} not verified again, {len(twice)} read twice")
     assert len(twice) <= 2  # the one under way, and the one whose verdict was on its way
 
 
 def test_ctrl_c_keeps_the_state_and_tells_what_was_not_verified(
-    server: S3Server, bucket: Any, models: list[Model], tmp_path: Path
+    s3: S3Server, bucket: Any, models: list[Model], tmp_path: Path
 ) -> None:
     put(bucket, plant(models, 20, {}, seed=13))
-    server.tell("delay", 0.05)
+    s3.tell("delay", 0.05)
     words = ["scrub", PREFIX, "--state", f"{tmp_path}/state", "--workers", "1", "--json", "--report-dir", f"{tmp_path}/report"]
     process = subprocess.Popen(
-        [*COMMAND, *words], env=environment(**server.environment), stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, *words], env=environment(**s3.environment), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while sum(path.endswith(".safetensors") for path in server.told()["gets"]) < 4:
+    while sum(path.endswith(".safetensors") for path in s3.told()["gets"]) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    server.tell("delay", 3)  # so that it is still at work when the other one has been refused
-    busy = scrub(server, tmp_path)  # another one, meanwhile
+    s3.tell("delay", 3)  # so that it is still at work when the other one has been refused
+    busy = scrub(s3, tmp_path)  # another one, meanwhile
     assert busy.code == 3
     assert "another Bitward is at work on it" in busy.err
     os.killpg(process.pid, signal.SIGINT)
@@ -156,13 +131,13 @@ def test_ctrl_c_keeps_the_state_and_tells_what_was_not_verified(
     assert report["interrupted"]
     assert report["totals"]["intact"] >= 3
     assert report["totals"]["intact"] < 20
-    server.tell("delay", 0)
-    done = scrub(server, tmp_path)
+    s3.tell("delay", 0)
+    done = scrub(s3, tmp_path)
     assert (done.code, done.document["totals"]["intact"], done.document["resumed"]) == (0, 20, True)
     assert done.document["totals"]["skipped"] >= report["totals"]["intact"]
 
 
-def test_a_large_object_is_read_in_pieces(server: S3Server, bucket: Any, minilm: Path, tmp_path: Path) -> None:
+def test_a_large_object_is_read_in_pieces(s3: S3Server, bucket: Any, minilm: Path, tmp_path: Path) -> None:
     """64 MB in a worker that holds three windows of them at most, damage far apart included."""
     from bitward_agent.protect import Protection, preset_groups, protect_file
 
@@ -175,11 +150,11 @@ def test_a_large_object_is_read_in_pieces(server: S3Server, bucket: Any, minilm:
     data[30 * 65536 + 1000 : 30 * 65536 + 61_000] = bytes(60_000)
     bucket.put_object(Bucket=BUCKET, Key="fleet/large/model.bin", Body=bytes(data))
     bucket.put_object(Bucket=BUCKET, Key="fleet/large/model.bin.ward", Body=ward.read_bytes())
-    done = scrub(server, tmp_path, "--workers", "1")
+    done = scrub(s3, tmp_path, "--workers", "1")
     assert done.code == 1, done.out
     (row,) = rows_of(tmp_path / "report").values()
     assert (row["finding"], row["damaged_blocks"], row["repairable"]) == ("damaged", 2, True)
-    assert server.told()["longest_body"] <= 4 << 20
+    assert s3.told()["longest_body"] <= 4 << 20
     fetched = row["fetched_bytes"]
     (worker,) = done.document["workers"]
     print(f"{fetched:,} bytes in {row['requests']} requests, {worker['peak_rss_bytes']:,} bytes of memory")
@@ -188,15 +163,15 @@ def test_a_large_object_is_read_in_pieces(server: S3Server, bucket: Any, minilm:
 
 
 def test_a_storm_of_refusals_passes_and_a_forbidden_prefix_does_not_hide_the_others(
-    server: S3Server, bucket: Any, models: list[Model], tmp_path: Path
+    s3: S3Server, bucket: Any, models: list[Model], tmp_path: Path
 ) -> None:
     planted = plant(models, 8, {5: KINDS[0]}, seed=14)
     put(bucket, planted)
     put(bucket, {"secret/model.safetensors": Planted(models[0].data, models[0].ward, "intact")})
-    server.tell("busy", 3)
-    server.tell("forbidden", "secret")
+    s3.tell("busy", 3)
+    s3.tell("forbidden", "secret")
     words = ["--state", f"{tmp_path}/state", "--report-dir", f"{tmp_path}/report", "--json", "--retries", "8"]
-    done = bitward("scrub", PREFIX, f"s3://{BUCKET}/secret/", "s3://no-such-bucket/", *words, **server.environment)
+    done = bitward("scrub", PREFIX, f"s3://{BUCKET}/secret/", "s3://no-such-bucket/", *words, **s3.environment)
     assert done.code == 1, done.out
     hold_against(planted, rows_of(tmp_path / "report"))
     problems = {one["place"]: one["message"] for one in done.document["problems"]}

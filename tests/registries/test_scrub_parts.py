@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitward.registries.scrub.accounting import Account
 from bitward.registries.scrub.decisions import Known, Trust, is_due, pause_before, was_rewritten
 from bitward.registries.scrub.facts import CheckTask, Effort, Finding, ObjectResult, Result, exit_code_of
 from bitward.registries.scrub.pairing import Index, Protected, SidecarAlone, Unprotected, paired
 from bitward.registries.scrub.state import State
 from bitward_agent.errors import BusyError, InputError, UnreadableError
-from bitward_agent.stores import Entry, ObjectState, order_of
+from bitward_agent.stores import Entry, ObjectState, Unlisted, order_of
 from bitward_agent.verify_object import StoredPair
 
 STATE = ObjectState(10, "tag", 5)
@@ -65,6 +66,20 @@ def test_names_between_an_object_and_its_sidecar() -> None:
         "d/bitward-unit.ward": "Index",
         "x.ward": "SidecarAlone",
     }
+
+
+def test_what_could_not_be_looked_at_has_its_other_half_all_the_same() -> None:
+    gap = Unlisted("m.pt", "no size")
+    assert list(paired([gap, Entry("m.pt.bak", STATE), Entry("m.pt.ward", STATE)])) == [gap]
+    gap = Unlisted("m.pt.ward", "no size")
+    assert list(paired([Entry("m.pt", STATE), Entry("m.pt-1.pt", STATE), gap])) == [Unprotected(Entry("m.pt-1.pt", STATE)), gap]
+    # The twin: another object's gap explains nothing.
+    gap = Unlisted("l.pt", "no size")
+    assert list(paired([gap, Entry("m.pt", STATE), Entry("n.pt.ward", STATE)])) == [
+        gap,
+        Unprotected(Entry("m.pt", STATE)),
+        SidecarAlone(Entry("n.pt.ward", STATE)),
+    ]
 
 
 def test_a_long_listing_takes_no_memory() -> None:
@@ -179,6 +194,12 @@ def test_databases_of_others_and_of_other_versions_are_left_alone(tmp_path: Path
 
 
 def test_a_state_behind_a_link_is_the_file_and_a_device_is_none(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    with State(f"{tmp_path}/link") as state:
+        assert state.path == f"{tmp_path}/state"
+        with pytest.raises(BusyError):
+            State(f"{tmp_path}/state")
+    assert (tmp_path / "link").is_symlink()
     with pytest.raises(UnreadableError):
         State("/dev/null")
 
@@ -202,8 +223,12 @@ def test_a_run_is_taken_up_where_it_was(tmp_path: Path) -> None:
         state.finish()
         state.begin(["s3://b/"])
         assert (state.run, state.resumed) == (first + 1, False)
-        state.begin(["s3://other/"])  # other prefixes are another run
-        assert state.run == first + 2
+        with pytest.raises(InputError, match=r"state of another scrub, of \[\"s3://b/\"\]; this one is of \[\"s3://other/\"\]"):
+            state.begin(["s3://other/"])
+        with pytest.raises(InputError, match="state of another scrub"):
+            state.begin(["s3://b/"], ["s3://b/ at http://127.0.0.1:9"])
+        state.begin(["s3://b/"])
+        assert (state.run, state.resumed) == (first + 1, True)
 
 
 def test_what_was_listed_anew_and_not_verified_does_not_count_as_verified(tmp_path: Path) -> None:
@@ -255,6 +280,7 @@ def test_keys_of_any_bytes_are_kept(tmp_path: Path) -> None:
             state.saw(name, "/d", Entry(name, STATE), "", Finding.UNPROTECTED)
         state.commit()
         assert all(state.known(name) is not None for name in names)
+        assert {row.url for row in Account(state).rows()} == set(names)
 
 
 def test_results_travel_between_processes() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cli.command_line import COMMAND, bitward, environment
 from registries.ray_nodes import ray_nodes
-from registries.scrub_models import BUCKET, KINDS, hold_against, make_models, plant, put, rows_of
+from registries.scrub_models import BUCKET, KINDS, Model, hold_against, make_models, plant, put, rows_of
 from s3_server import s3_server
 
 pytest.importorskip("s3fs", reason="the extra 'remote' is not installed")
@@ -22,8 +22,7 @@ MODELS = 60
 TIME_LIMIT_SECONDS = 120
 
 
-def test_a_node_is_killed_and_every_model_is_verified_all_the_same(minilm: Path, tmp_path: Path) -> None:
-    models = make_models(tmp_path / "slices", minilm, 6)
+def test_a_node_is_killed_and_every_model_is_verified_all_the_same(models: list[Model], tmp_path: Path) -> None:
     planted = plant(models, MODELS, {8 * index + 5: kind for index, kind in enumerate(KINDS)}, seed=21)
     with s3_server() as server:
         server.client().create_bucket(Bucket=BUCKET)

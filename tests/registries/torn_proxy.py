@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,9 @@ CONNECTION_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-
 class Torn:
     """``ranges`` are the Range headers that were asked of files that end with ``suffix``, ``torn`` how many transfers were cut.
 
-    Of transfers of whole files the first ``flips`` get a wrong bit, and ``tears`` are torn.
+    Of transfers of whole files the first ``flips`` get a wrong bit, and ``tears`` are torn. With ``excess`` as many bytes follow each of
+    them, and with ``said`` the listings say that they have so many; ``sent`` counts the bytes of whole files that were written.
+    ``whole`` are the files that were asked for whole; while there are more of them than ``patience``, they wait.
     """
 
     uri: str = ""
@@ -26,6 +30,11 @@ class Torn:
     tears: int = 1_000
     flips: int = 0
     torn: int = 0
+    excess: int = 0
+    said: int | None = None
+    sent: int = 0
+    patience: int = 1_000
+    whole: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
 
 
@@ -57,13 +66,21 @@ def _handler(netloc: str, state: Torn) -> type[BaseHTTPRequestHandler]:
             data = answer.read()
             connection.close()
             whole = self.path.endswith(state.suffix)
+            if state.said is not None and b'"files"' in data:
+                data = re.sub(rb'("path": *"[^"]*%s"[^}]*"file_size": *)[0-9]+' % state.suffix.encode(), rb"\g<1>%d" % state.said, data)
+                data = re.sub(rb'("file_size": *)[0-9]+([^}]*"path": *"[^"]*%s")' % state.suffix.encode(), rb"\g<1>%d\2" % state.said, data)
+            excess = state.excess if whole and not self.headers.get("Range") else 0
+            if whole and not self.headers.get("Range"):
+                state.whole.append(self.path)
+                while len(state.whole) > state.patience:
+                    time.sleep(0.02)
             if whole and self.headers.get("Range"):
                 state.ranges.append(self.headers["Range"])
             self.send_response(answer.status)
             for key, value in answer.getheaders():
                 if key.lower() not in CONNECTION_HEADERS:
                     self.send_header(key, value)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + excess))
             self.send_header("Connection", "close")
             self.end_headers()
             if whole and not self.headers.get("Range") and len(data) > state.at_bytes:
@@ -74,8 +91,14 @@ def _handler(netloc: str, state: Torn) -> type[BaseHTTPRequestHandler]:
                     state.tears -= 1
                     state.torn += 1
                     data = data[: state.at_bytes]
-            self.wfile.write(data)
             self.close_connection = True
+            try:
+                self.wfile.write(data)
+                state.sent += len(data) if whole else 0
+                for at in range(0, excess, 65536):
+                    state.sent += self.wfile.write(bytes(min(65536, excess - at)))
+            except ConnectionError:
+                pass  # whoever asked has had enough
 
         do_GET = do_PUT = do_POST = do_PATCH = _forward  # noqa: N815 - the names that http.server calls
 

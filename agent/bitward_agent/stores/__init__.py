@@ -62,6 +62,10 @@ class Store(Protocol):
     def name(self) -> str:
         """As it may be shown: without credentials."""
 
+    @property
+    def identity(self) -> str:
+        """The name, with what else tells it from another store that has the same one. Raises SourceError: the settings cannot be read."""
+
     def entries(self) -> Iterator[Entry | Unlisted]:
         """Everything below the prefix, in the order of ``order_of``; memory is that of a page (of a folder, where there are no pages).
 

@@ -1,7 +1,7 @@
 """Any file system that fsspec knows (``gs://``, ``abfs://``, ``sftp://`` …) as a store. S3 has a module of its own.
 
 fsspec lists by folders, not by pages: memory is that of the largest folder. An object is held to be the same as long as size, time and
-the store's own mark of it are the same before and after it was read.
+the store's own mark of it are the same before and after it was read. A size that the listing leaves out is asked for, one object at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from bitward_agent.stores.object_file import ObjectFile
 
 _DEPTH_LIMIT = 256
 """Folders within folders: what goes deeper leads in a circle."""
+_NO_SIZE = "the store does not tell its size, so it cannot be checked"
 _TAGS = ("ETag", "etag", "generation", "VersionId", "version_id", "md5Hash", "content_md5", "ino", "uid")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+
+
+_Listed = tuple[str, bool, ObjectState | None]
+"""Of one entry of a folder: its key, whether it is a folder, and what the listing tells of it."""
 
 
 class FilesystemStore:
@@ -34,7 +39,7 @@ class FilesystemStore:
         self.limits = limits
         self._place = FilesystemPlace(url, limits, Budget(1 << 62))
         self._place.fs.use_listings_cache = False
-        self.name = without_secrets(url)
+        self.name = self.identity = without_secrets(url)
         self._scheme = scheme_of(url)
         self._root = self._place.root.rstrip("/")
 
@@ -65,7 +70,7 @@ class FilesystemStore:
         return self._walk(folder.rstrip("/"))
 
     def _walk(self, top: str) -> Iterator[Entry | Unlisted]:
-        open_folders: list[Iterator[tuple[str, Entry | None]]] = []
+        open_folders: list[Iterator[_Listed]] = []
         pending: str | None = top
         while True:
             if pending is not None:
@@ -84,24 +89,36 @@ class FilesystemStore:
                 found = next(open_folders[-1], None)
                 if found is None:
                     open_folders.pop()
-                elif found[1] is None:
+                elif found[1]:
                     pending = found[0]
                 else:
-                    yield found[1]
+                    yield self._entry(found[0], found[2])
 
-    def _folder(self, path: str) -> list[tuple[str, Entry | None]]:
+    def _entry(self, key: str, listed: ObjectState | None) -> Entry | Unlisted:
+        """An object of a listing; its state is asked for where the listing does not have it."""
+        if listed is None:
+            try:
+                listed = self.state(key)
+            except SourceError as error:
+                return Unlisted(key, brief(error))
+        return Unlisted(key, _NO_SIZE) if listed is None else Entry(key, listed)
+
+    def _folder(self, path: str) -> list[_Listed]:
         """Objects and folders of one folder, in order; folders sort as if their names ended with a slash."""
-        found: list[tuple[bytes, str, Entry | None]] = []
+        found: list[tuple[bytes, _Listed]] = []
         for info in self._asked(lambda: self._place.fs.ls(path, detail=True)):
-            name = str(info.get("name", "")).rstrip("/")
-            if info.get("type") == "directory":
-                if name != path.rstrip("/"):
-                    found.append((order_of(f"{name}/"), name, None))
-            elif info.get("type") == "file" and not info.get("islink") and (name.startswith(f"{path}/") or name == path):
-                state = _state(info)
-                if state is not None:
-                    found.append((order_of(name), name, Entry(name, state)))
-        return [(name, entry) for _, name, entry in sorted(found, key=lambda one: one[0])]
+            name, kind = str(info.get("name", "")).rstrip("/"), info.get("type")
+            if kind not in ("file", "directory") or info.get("islink") or (kind == "directory" and name == path.rstrip("/")):
+                continue
+            if not _is_key(name):
+                raise SourceError(f"the store lists there what is no name: {ascii(name)[:200]}")
+            if path and not name.startswith(f"{path}/") and name != path:
+                raise SourceError(f"the store lists there what lies elsewhere: {without_secrets(name)[:200]!r}")
+            if kind == "directory":
+                found.append((order_of(f"{name}/"), (name, True, None)))
+            else:
+                found.append((order_of(name), (name, False, _state(info))))
+        return [one for _, one in sorted(found, key=lambda one: one[0])]
 
     def state(self, key: str) -> ObjectState | None:
         """See ``Store.state``."""
@@ -111,7 +128,12 @@ class FilesystemStore:
             return None
         except PermissionError as error:
             raise SourceError(f"PermissionError: {brief(error)}") from None
-        return _state(info) if info.get("type") == "file" else None
+        if info.get("type") != "file":
+            return None
+        state = _state(info)
+        if state is None:
+            raise SourceError(_NO_SIZE)  # it is there, so that it must not pass for gone
+        return state
 
     def open(self, key: str, state: ObjectState, meter: Meter, ahead: int) -> ObjectFile:
         """See ``Store.open``. That it is still the same is told by ``state`` afterwards."""
@@ -126,6 +148,15 @@ class FilesystemStore:
                 raise
 
         return ObjectFile(self.shown(key), state.size, get, ahead)
+
+
+def _is_key(name: str) -> bool:
+    """Whether a name is text, or bytes of a path as Python has them: a listing in JSON can say what is neither."""
+    try:
+        order_of(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _state(info: dict[str, Any]) -> ObjectState | None:

@@ -17,7 +17,7 @@ class FolderStore:
 
     def __init__(self, path: str) -> None:
         self._root = resolve(path)
-        self.name = self._root
+        self.name = self.identity = self._root
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from bitward_agent.errors import SourceError, SourceMovedError
 from bitward_agent.sources.addresses import brief, without_secrets
@@ -23,6 +24,7 @@ PAGE_KEYS = 1000
 """The most that S3 gives at once."""
 _KEY_LIMIT_BYTES = 4096
 """S3 allows 1,024; a server that sends longer ones is not believed."""
+_AMAZON = ".amazonaws.com"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -51,10 +53,29 @@ class S3Store:
             "max_pool_connections": 64,
         }
         try:
+            from botocore.config import Config
+
+            if "response_checksum_validation" in Config.OPTION_DEFAULTS:  # since 1.36: what rotted would be refused, and not be looked at
+                config["response_checksum_validation"] = "when_required"
             self._fs = s3fs.S3FileSystem(config_kwargs=config, use_listings_cache=False, skip_instance_cache=True)
         except Exception as error:  # noqa: BLE001 - the AWS libraries raise what they like, with the settings in it
             raise SourceError(f"{self.name}: cannot be used ({type(error).__name__})") from None
         self._fs.retries = 1
+
+    @property
+    def identity(self) -> str:
+        """See ``Store.identity``: the endpoint counts unless it is Amazon's (but China's), where a bucket is the same everywhere."""
+        from botocore.session import Session
+
+        # Settings, profiles and services' sections name it in several ways: a client that asks nobody knows which of them counts.
+        given = self._fs.endpoint_url or self._fs.client_kwargs.get("endpoint_url")
+        try:
+            keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}  # else they would be looked for, elsewhere perhaps
+            endpoint = str(Session().create_client("s3", endpoint_url=given, **keys).meta.endpoint_url)
+        except Exception as error:  # noqa: BLE001 - likewise
+            raise SourceError(f"{self.name}: cannot be used ({type(error).__name__})") from None
+        is_amazon = (urlsplit(endpoint).hostname or "").endswith(_AMAZON)
+        return self.name if is_amazon else f"{self.name} at {without_secrets(endpoint)}"
 
     def close(self) -> None:
         """Close the connections."""

@@ -61,6 +61,7 @@ def verify_command(models: tuple[str, ...], view: View, jobs: int | None, **aske
 @_registry_options
 @click.option("--heal", is_flag=True, help="Repair damaged artefacts in their store.")
 @click.option("--from", "sources", multiple=True, metavar="SOURCE", help="With --heal: another copy, for what parity cannot restore.")
+@click.option("--state", metavar="FILE", help="Where to remember what was intact, to go on from after any end.")
 @click.option("--no-tags", is_flag=True, help="Write no tags.")
 @with_view
 def scrub_command(models: tuple[str, ...], view: View, jobs: int | None, **asked: Any) -> int:

@@ -18,6 +18,7 @@ from bitward.registries.mlflow_check import Check, check_tree
 from bitward.registries.mlflow_options import Options
 from bitward.registries.mlflow_protect import protect_tree
 from bitward.registries.mlflow_reports import ModelVersionReport, RegistryReport
+from bitward.registries.mlflow_resume import remembered
 from bitward.registries.mlflow_tags import ROOT_TAG, VERDICT_TAG, VERIFIED_TAG
 from bitward.registries.mlflow_tree import ArtifactTree, RegistryError, need_mlflow, told
 from bitward.targets import VERDICT_OF_CODE
@@ -33,6 +34,8 @@ PAGE_COUNT = 100
 VERSIONS_LIMIT = 1_000_000
 """Most versions that one report lists."""
 
+
+READ_BEFORE = "intact when this scrub read it, before it was stopped"
 
 _Work = Callable[[Any, ModelVersionReport, ArtifactTree], ModelVersionReport]
 
@@ -129,12 +132,17 @@ def verify_registry(models: Sequence[str] = (), options: Options | None = None) 
         InputError: a name is none, or of nothing.
         MissingExtraError: mlflow is not installed.
     """
-    options = replace(options or Options(), tags=False, heal=False)
+    options = replace(options or Options(), tags=False, heal=False, state=None)
     return _checked(models, options, "bitward.mlflow-verify/1")
 
 
 def scrub_registry(models: Sequence[str] = (), options: Options | None = None) -> RegistryReport:
-    """As :func:`verify_registry`, and write verdict and time as tags; with ``heal`` put right what its sidecar can, in the store."""
+    """As :func:`verify_registry`, and write verdict and time as tags; with ``heal`` put right what its sidecar can, in the store.
+
+    Raises:
+        As :func:`verify_registry`.
+        BusyError, InputError, UnreadableError, WriteError: ``options.state`` cannot be used, or is that of another scrub.
+    """
     options = options or Options()
     if options.sources and not options.heal:
         raise InputError("sources are for healing: --from goes with --heal")
@@ -149,6 +157,8 @@ def _checked(models: Sequence[str], options: Options, schema: str) -> RegistryRe
 
     def check(version: Any, report: ModelVersionReport, tree: ArtifactTree) -> ModelVersionReport:
         root = str(version.tags.get(ROOT_TAG, ""))
+        if earlier is not None and earlier.has(report, root):
+            return replace(report, verdict=Verdict.INTACT, root=root, tagged=options.tags, message=READ_BEFORE)
         before = known.get((tree.uri, root))
         if before is None:
             wanted = Check(budget, root, options.heal, options.sources, time.time_ns(), options.jobs, options.progress)
@@ -156,9 +166,13 @@ def _checked(models: Sequence[str], options: Options, schema: str) -> RegistryRe
         else:
             told = "; ".join(filter(None, (before.message, f"the same artefacts as {before.model}/{before.version}, read once")))
             found = replace(before, model=report.model, version=report.version, bytes=0, healed=(), message=told)
-        return registry.tag(found, root=False) if options.tags else found
+        found = registry.tag(found, root=False) if options.tags else found
+        if earlier is not None:
+            earlier.keep(found, root)
+        return found
 
-    return _report(registry, models, check, schema)
+    with remembered(options, registry.tracking, models) as earlier:
+        return _report(registry, models, check, schema)
 
 
 def protect_registry(models: Sequence[str], options: Options | None = None) -> RegistryReport:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 
 from bitward.registries.mlflow_reports import HealedArtifact, ModelVersionReport
-from bitward.registries.mlflow_tree import ArtifactTree, RegistryError
+from bitward.registries.mlflow_tree import ArtifactTree, RegistryError, SizeError
 from bitward.targets import VERDICT_OF_CODE
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, FileRepair, FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
@@ -147,11 +146,10 @@ class _Tree:
         target = os.path.join(self.scratch, kept, posixpath.basename(path))
         if os.path.lexists(target):
             os.unlink(target)
-        wanted, free = self.listed.get(path) or 0, shutil.disk_usage(self.scratch).free
-        if wanted > free:
-            raise RegistryError(f"{self.tree.name}/{path}: {wanted:,} bytes do not fit into {self.scratch}; set TMPDIR to a larger place")
         try:
             self.tree.fetch(path, target)
+        except SizeError:
+            raise
         except RegistryError:
             self.tree.fetch(path, target)  # a connection may break; one that breaks twice is told
         return target

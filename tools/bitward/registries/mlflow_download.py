@@ -36,6 +36,7 @@ def bound_roots(tree: ArtifactTree, expected: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="bitward-mlflow-") as scratch:
         local = os.path.join(scratch, UNIT_INDEX_NAME)
         try:
+            tree.listing("")  # how large it may be
             tree.fetch(UNIT_INDEX_NAME, local)
         except RegistryError as error:
             raise Refusal(f"{error}; the registry's tag bitward.root vouches for this index of sidecars") from None

@@ -10,7 +10,8 @@ from bitward_formats.frozen import dataclass
 class Options:
     """How a registry is looked at. ``tags``: write them. ``sources``: other copies to heal from, as ``bitward repair --from`` has them.
 
-    ``preset``, ``leaf_hash`` and ``force`` are for protecting.
+    ``state``: a file in which a scrub remembers what it found intact, to go on from after any end. ``preset``, ``leaf_hash`` and ``force``
+    are for protecting.
     """
 
     tracking_uri: str | None = None
@@ -18,6 +19,7 @@ class Options:
     tags: bool = True
     heal: bool = False
     sources: tuple[str, ...] = ()
+    state: str | None = None
     preset: str = "standard"
     leaf_hash: str = "xxh3"
     force: bool = False

@@ -153,6 +153,8 @@ class BitwardArtifactRepository(ArtifactRepository):  # type: ignore[misc] # MLf
         """See ``ArtifactRepository``. Every file that comes back was verified, or the whole download is refused."""
         with self._lock:
             self._listed.clear()
+            if self._store is not None:
+                self._store.forget_sizes()
         mode()
         if self._uri.lower().startswith(("models:", "runs:")):
             # MLflow splits an address at its last slash unless it knows the scheme: put it together and split it as it does for its own.

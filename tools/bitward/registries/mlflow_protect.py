@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from typing import Any
 
 from bitward.registries.mlflow_options import Options
 from bitward.registries.mlflow_reports import ModelVersionReport
-from bitward.registries.mlflow_tree import ArtifactTree
+from bitward.registries.mlflow_tree import ArtifactTree, SizeError, no_room
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import ExitCode, ProtectReport, Verdict
 from bitward_agent.units import is_ours
@@ -44,6 +45,9 @@ def _protected(tree: ArtifactTree, options: Options) -> ProtectReport:
         return protect(tree.folder, **asked)
     listed = tree.files()
     with tempfile.TemporaryDirectory(prefix="bitward-mlflow-") as scratch:
+        wanted, free = sum(size or 0 for size in listed.values()), shutil.disk_usage(scratch).free
+        if wanted > free:
+            raise SizeError(no_room(tree.name, wanted, scratch, free))
         folder = os.path.join(scratch, "model")
         os.mkdir(folder)
         for path in listed:  # the sidecars that are there as well: they say whether what is stored is still what was protected

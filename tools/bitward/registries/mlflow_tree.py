@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -28,12 +30,21 @@ FILES_LIMIT = 100_000
 """Most artefacts of one model version; the largest sharded models have a few hundred."""
 DEPTH_LIMIT = 64
 """Deepest folder of a model version."""
+_PACE = Limits()
+"""A server that trickles is as good as silent; how long one may be silent is MLflow's own setting."""
+_PIECE_BYTES = 1 << 20
+_ROOM_SHARE = 0.9
+"""How much of the free space an artefact may take whose size nobody tells."""
 PREFIX = "bitward+"
 """What the plug-in's schemes begin with; behind it is the scheme of the store."""
 
 
 class RegistryError(BitwardError):
     """The registry or its artefact store does not answer, or not as MLflow does. The message holds no credentials."""
+
+
+class SizeError(RegistryError):
+    """An artefact does not fit onto the disk, or is larger than its store says. Asking again does not help."""
 
 
 def need_mlflow() -> Any:
@@ -54,8 +65,17 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {brief(error)}"
 
 
+def no_room(what: str, wanted_bytes: int, place: str, free_bytes: int) -> str:
+    """The message of a SizeError before anything is fetched."""
+    return f"{what}: {wanted_bytes:,} bytes do not fit into {place} ({free_bytes:,} are free); set TMPDIR to a larger place"
+
+
 def is_plain_path(path: str) -> bool:
-    """Whether a listed path stays below the model and is no trick."""
+    """Whether a listed path stays below the model, is one that this machine can have, and is no trick."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair
+        return False
     parts = path.split("/")
     return len(path) <= 4096 and len(parts) <= DEPTH_LIMIT and "\0" not in path and not any(part in ("", ".", "..") for part in parts)
 
@@ -75,6 +95,7 @@ class ArtifactTree:
         uri = uri[len(PREFIX) :] if uri.lower().startswith(PREFIX) else uri
         self.uri = uri
         self.name = without_secrets(uri)
+        self._listed_bytes: dict[str, int | None] = {}
         try:
             self.repository = _innermost(get_artifact_repository(uri, tracking_uri, registry_uri))
         except Exception as error:  # noqa: BLE001 - plug-ins raise what they like
@@ -128,21 +149,66 @@ class ArtifactTree:
         for entry in entries:
             path = str(entry.path).rstrip("/")
             if not is_plain_path(path) or posixpath.dirname(path) != folder:
-                raise RegistryError(f"{self.name}: the store lists an artefact outside of its folder: {path[:200]!r}")
+                raise RegistryError(f"{self.name}: the store lists an artefact outside of its folder, or what is none: {path[:200]!r}")
             size = entry.file_size
             found.append((path, bool(entry.is_dir), size if isinstance(size, int) and size >= 0 else None))
+        self._listed_bytes.update((path, size) for path, is_folder, size in found if not is_folder)
         return found
 
+    def forget_sizes(self) -> None:
+        """What was listed is long ago: others may have stored something else since."""
+        self._listed_bytes.clear()
+
     def fetch(self, path: str, target: str) -> None:
-        """Write an artefact to the file ``target``, by MLflow's own means.
+        """Write an artefact to the file ``target``: no more bytes than the store lists of it, and only where there is room for them.
+
+        What a tracking server sends is stopped at the first byte beyond. The clients of other stores write files by themselves: there what
+        is too large is found, and removed, when it has come.
 
         Raises:
+            SizeError: it is larger, or does not fit; nothing of it is left.
             RegistryError: it cannot be had; what came is in ``target``, or nothing.
         """
+        place = os.path.dirname(os.path.abspath(target))
+        free = shutil.disk_usage(place).free
+        limit = self._listed_bytes.get(path)
+        if limit is None:
+            limit = int(free * _ROOM_SHARE)
+        elif limit > free:
+            raise SizeError(no_room(f"{self.name}/{path}", limit, place, free))
         try:
-            self.repository._download_file(path, target)  # noqa: SLF001 - the method that MLflow's plug-ins must give
+            if _is_streamed(self.repository):
+                self._stream(path, target, limit)
+            else:
+                self.repository._download_file(path, target)  # noqa: SLF001 - the method that MLflow's plug-ins must give
+            if os.path.getsize(target) > limit:
+                raise _TooLargeError
+        except _TooLargeError:
+            with suppress(FileNotFoundError):
+                os.unlink(target)
+            raise SizeError(f"{self.name}/{path}: the store sends more than the {limit:,} bytes that it lists or that fit here") from None
         except Exception as error:  # noqa: BLE001 - likewise
             raise RegistryError(f"{self.name}/{path}: cannot be fetched: {told(error)}") from None
+
+    def _stream(self, path: str, target: str, limit_bytes: int) -> None:
+        """As ``HttpArtifactRepository._download_file``, with a limit. Raises what MLflow and its libraries do, and _TooLargeError."""
+        from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+        started, done = time.monotonic(), 0
+        creds = self.repository._host_creds  # noqa: SLF001 - what this class of MLflow's asks with
+        with closing(http_request(creds, posixpath.join("/", path), "GET", stream=True)) as answer, open(target, "wb") as file:
+            augmented_raise_for_status(answer)
+            # read1 gives what is there; without it (urllib3 before 2.1) pieces come whole, however slowly.
+            pieces = answer.iter_content(_PIECE_BYTES)
+            if hasattr(answer.raw, "read1"):
+                pieces = iter(lambda: answer.raw.read1(_PIECE_BYTES, decode_content=True), b"")
+            for piece in pieces:
+                done += len(piece)
+                if done > limit_bytes:
+                    raise _TooLargeError
+                file.write(piece)
+                if time.monotonic() - started > _PACE.silence_seconds + done / _PACE.slowest_bytes_per_second:
+                    raise TimeoutError(f"less than {_PACE.slowest_bytes_per_second} bytes a second come")
 
     def put(self, local: str, path: str) -> None:
         """Store a file as the artefact ``path``, whose name it must have already. Stores replace an artefact as a whole.
@@ -155,6 +221,8 @@ class ArtifactTree:
             self.repository.log_artifact(local, posixpath.dirname(path) or None)
         except Exception as error:  # noqa: BLE001 - likewise
             raise WriteError(f"{self.name}/{path}: the store does not take it: {told(error)}") from None
+        finally:
+            self._listed_bytes.pop(path, None)
 
     def place(self, limits: Limits, budget: Budget) -> Place:
         """The tree as a place of good bytes that are read by ranges.
@@ -190,6 +258,21 @@ class ArtifactTree:
         finally:
             source.close()
             place.close()
+
+
+class _TooLargeError(Exception):
+    """More came than may come."""
+
+
+def _is_streamed(repository: Any) -> bool:
+    """Whether MLflow would fetch from a tracking server in one answer, rather than by parts from the store behind it or otherwise."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    if type(repository) is MlflowArtifactsRepository:
+        by_parts = getattr(repository, "_is_multipart_download_enabled", None)
+        return by_parts is None or not by_parts()
+    return type(repository) is HttpArtifactRepository
 
 
 def _innermost(repository: Any) -> Any:

@@ -23,9 +23,11 @@ AGES = (
 OLDER, NEVER = "a year or more", "never"
 _SECOND_NS = 10**9
 _COLUMNS = (
-    "url, finding, message, size, mark, modified, mtime_ns, protected_ns, checked_ns, intact_ns, checked_run, attempts, seconds, "
-    "fetched_bytes, requests, root, origin, sidecar, damaged_blocks, flip_count, repairable, damage"
+    "url, finding, message, size, mark, modified, mtime_ns/1e9, protected_ns/1e9, checked_ns/1e9, intact_ns/1e9, "
+    "CASE intact_ns WHEN 0 THEN -1.0 ELSE max(0, :now-intact_ns)/1e9 END, checked_run=:run, attempts, seconds, fetched_bytes, requests, "
+    "root, origin, sidecar, damaged_blocks, flip_count, repairable, damage"
 )
+"""A ``Row``, in the order of its fields."""
 _OF_THIS_RUN = "(seen_run=:run OR finding='gone')"
 _BAD = ("damaged", "changed", "gone", "cannot-check", "sidecar-alone", "unprotected", "not-yet")
 
@@ -44,49 +46,18 @@ class Account:
     def rows(self) -> Iterator[Row]:
         """Every object, in the order of their addresses."""
         for values in self._rows(f"SELECT {_COLUMNS} FROM objects WHERE {_OF_THIS_RUN} ORDER BY url"):  # noqa: S608 - our own words
-            yield self._row(values)
+            yield _row(values)
 
     def bad(self, limit: int) -> tuple[Row, ...]:
         """Objects that are not intact, the worst kinds first."""
         order = "CASE finding " + " ".join(f"WHEN '{name}' THEN {at}" for at, name in enumerate(_BAD)) + " END"
         words = f"SELECT {_COLUMNS} FROM objects WHERE {_OF_THIS_RUN} AND finding<>'intact' ORDER BY {order}, url LIMIT :limit"  # noqa: S608 - our own words
-        return tuple(self._row(values) for values in self._rows(words, limit=limit))
+        return tuple(_row(values) for values in self._rows(words, limit=limit))
 
     def slow(self, limit: int) -> tuple[Row, ...]:
         """Objects of this run that took longest, or several tries."""
         words = f"SELECT {_COLUMNS} FROM objects WHERE checked_run=:run ORDER BY seconds DESC, url LIMIT :limit"  # noqa: S608 - our own words
-        return tuple(self._row(values) for values in self._rows(words, limit=limit))
-
-    def _row(self, values: Sequence[Any]) -> Row:
-        url, finding, message, size, mark, modified, mtime, protected, checked, intact, checked_run = values[:11]
-        attempts, seconds, fetched, requests = values[11:15]
-        root, origin, sidecar, damaged_blocks, flip_count, repairable, damage = values[15:]
-        age = max(0, self._now_ns - intact) / _SECOND_NS if intact else -1.0
-        return Row(
-            url=text_of(url),
-            finding=Finding(finding),
-            message=message,
-            size=size,
-            mark=mark,
-            modified=bool(modified),
-            stored_at=mtime / _SECOND_NS,
-            protected_at=protected / _SECOND_NS,
-            checked_at=checked / _SECOND_NS,
-            intact_at=intact / _SECOND_NS,
-            intact_age_seconds=age,
-            checked_now=checked_run == self._run,
-            attempts=attempts,
-            seconds=seconds,
-            fetched_bytes=fetched,
-            requests=requests,
-            root=root,
-            origin=origin,
-            sidecar=sidecar,
-            damaged_blocks=damaged_blocks,
-            flip_count=flip_count,
-            repairable=bool(repairable),
-            damage=_damage(damage),
-        )
+        return tuple(_row(values) for values in self._rows(words, limit=limit))
 
     def totals(self, skipped: int, tries: int) -> Totals:
         """Objects by finding."""
@@ -152,6 +123,12 @@ class Account:
         codes = [exit_code_of(Finding(finding), repairable=bool(repairable)) for finding, repairable in found]
         units = self._rows("SELECT DISTINCT finding FROM units WHERE seen_run=:run").fetchall()
         return ExitCode.worst(codes + [exit_code_of(Finding(finding), repairable=False) for (finding,) in units])
+
+
+def _row(values: Sequence[Any]) -> Row:
+    named = dict(zip(Row.__annotations__, values, strict=True))
+    named |= {"url": text_of(named["url"]), "finding": Finding(named["finding"]), "damage": _damage(named["damage"])}
+    return Row(**named | {name: bool(named[name]) for name in ("modified", "checked_now", "repairable")})
 
 
 def _damage(stored: str) -> tuple[Damage, ...]:

@@ -1,7 +1,8 @@
 """From a listing to what is to be done: objects with their sidecars, checkpoints without, sidecars alone, indexes of directories.
 
 Pure, one entry after the other. A listing in the order of its keys brings ``NAME.ward`` after ``NAME``, and between them only keys that
-begin with ``NAME``; so what waits for its sidecar is at most a chain of keys each of which begins with the one before.
+begin with ``NAME``; so what waits for its sidecar is at most a chain of keys each of which begins with the one before. What could not be
+looked at waits as well: its sidecar is not alone, and the object of a sidecar that could not be looked at is not without one.
 """
 
 from __future__ import annotations
@@ -56,18 +57,19 @@ def is_checkpoint_name(key: str) -> bool:
 
 def paired(entries: Iterable[Entry | Unlisted]) -> Iterator[Found]:
     """What there is in a listing that is in order."""
-    waiting: list[Entry] = []
+    waiting: list[Entry | Unlisted] = []
     for entry in entries:
-        if isinstance(entry, Unlisted):
-            yield entry
-            continue
         if waiting:
             place = order_of(entry.key)
             passed = [one for one in waiting if order_of(one.key + SIDECAR_SUFFIX) < place]
             waiting = [one for one in waiting if one not in passed]
             yield from _without_sidecar(passed)
         name = entry.key.rpartition("/")[2]
-        if name == UNIT_INDEX_NAME:
+        if isinstance(entry, Unlisted):
+            yield entry
+            waiting = [one for one in waiting if one.key + SIDECAR_SUFFIX != entry.key]
+            waiting.append(entry)
+        elif name == UNIT_INDEX_NAME:
             yield Index(entry, entry.key[: -len(name)])
         elif entry.key.endswith(SIDECAR_SUFFIX):
             base = entry.key.removesuffix(SIDECAR_SUFFIX)
@@ -76,11 +78,12 @@ def paired(entries: Iterable[Entry | Unlisted]) -> Iterator[Found]:
                 yield SidecarAlone(entry)
             else:
                 waiting.remove(owner)
-                yield Protected(owner, entry)
+                if isinstance(owner, Entry):
+                    yield Protected(owner, entry)
         elif not is_ours(entry.key):
             waiting.append(entry)
     yield from _without_sidecar(waiting)
 
 
-def _without_sidecar(entries: list[Entry]) -> Iterator[Unprotected]:
-    return (Unprotected(one) for one in entries if is_checkpoint_name(one.key))
+def _without_sidecar(entries: list[Entry | Unlisted]) -> Iterator[Unprotected]:
+    return (Unprotected(one) for one in entries if isinstance(one, Entry) and is_checkpoint_name(one.key))

@@ -18,7 +18,7 @@ from bitward.registries.scrub.state import State
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import Progress, ProgressSink
 from bitward_agent.sources.limits import Limits
-from bitward_agent.stores import Store, Unlisted
+from bitward_agent.stores import Entry, Store, Unlisted
 from bitward_agent.stores.opening import open_store
 from bitward_agent.verify_object import StoredPair
 
@@ -27,6 +27,10 @@ _LOOK_SECONDS = 0.5
 _DELAYED_LIMIT = 1000
 """Tasks that wait for another try; with so many in trouble nothing new is begun."""
 _WORKERS_TOLD = 256
+
+
+class _Stopped(Exception):
+    """Whoever started the scrub wants it to stop."""
 
 
 class Scrub:
@@ -55,12 +59,11 @@ class Scrub:
         self._listed_bytes = self._done_bytes = 0
 
     def run(self, prefixes: Sequence[tuple[str, Store]]) -> None:
-        """Scrub all of it. ``prefixes``: each address as the user gave it, and its store.
+        """Scrub all of it in the run that the state has begun. ``prefixes``: each address as the user gave it, and its store.
 
         Raises:
             WriteError: the state cannot be written.
         """
-        self.state.begin([store.name for _, store in prefixes])
         self._work(task for address, store in prefixes for task in self._found(address, store))
         self._work(task for address, store in prefixes for task in self.state.units_due(store.name, address))
         self.state.commit()
@@ -74,7 +77,7 @@ class Scrub:
         trust = Trust(self.state.run, time.time_ns(), self.max_age_ns)
         is_whole = True
         try:
-            for found in paired(store.entries()):
+            for found in paired(self._until_stopped(store.entries())):
                 if isinstance(found, Unlisted):
                     is_whole = False
                     self.state.problem(store.shown(found.key), found.message)
@@ -92,12 +95,21 @@ class Scrub:
                 elif isinstance(found, SidecarAlone):
                     told = "a sidecar without its object: was that removed on purpose?"
                     self.state.saw(url, store.name, found.entry, "", Finding.SIDECAR_ALONE, told)
+        except _Stopped:
+            return
         except BitwardError as error:
             self.state.problem(store.name, str(error))
             return
         self.state.commit()
-        if is_whole and not self.stop.is_set():
+        if is_whole:
             self.state.listed(store.name)
+
+    def _until_stopped(self, entries: Iterator[Entry | Unlisted]) -> Iterator[Entry | Unlisted]:
+        """A listing may be long and bring no task; where it breaks off, what waits for its sidecar must not pass for one without."""
+        for entry in entries:
+            if self.stop.is_set():
+                raise _Stopped
+            yield entry
 
     def _protected(self, found: Protected, url: str, address: str, store: Store, trust: Trust) -> CheckTask | None:
         mark, sidecar_mark = found.entry.state.mark, found.sidecar.state.mark

@@ -52,10 +52,10 @@ def scrub(
     """Verify every protected object below some prefixes.
 
     Raises:
-        InputError, MissingExtraError: what is asked for cannot be.
+        InputError, MissingExtraError: what is asked for cannot be; the state is one of other prefixes.
         BusyError: another scrub uses the same state.
         WriteError: state or report cannot be written.
-        SourceError: the engine cannot be started.
+        SourceError: the engine cannot be started, or a store not be made ready.
     """
     started = time.monotonic()
     limits = limits or Limits()
@@ -64,7 +64,9 @@ def scrub(
     def use(stores: list[tuple[str, Store]]) -> None:
         folder = prepare_folder(order.report_dir) if order.report_dir else None
         names = [store.name for _, store in stores]
-        with State(order.state or _default_state(names)) as state:
+        identities = [store.identity for _, store in stores]
+        with State(order.state or _default_state(identities)) as state:
+            state.begin(names, identities)
             engine = open_engine(order.engine, order.workers, limits, min(order.jobs or 1, _AHEAD_LIMIT))
             try:
                 work = Scrub(
@@ -79,7 +81,7 @@ def scrub(
                 engine.close()
             lost = engine.workers_lost
             account = Account(state)
-            report = _report(order, state, work, account, time.monotonic() - started, lost)
+            report = _report(order, names, state, work, account, time.monotonic() - started, lost)
             if folder is not None:
                 notes = () if has_parquet() else (NO_PARQUET,)
                 report = replace(report, files=names_of(folder), notes=report.notes + notes)
@@ -98,16 +100,18 @@ def _distinct(prefixes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(prefixes))
 
 
-def _default_state(names: Sequence[str]) -> str:
+def _default_state(identities: Sequence[str]) -> str:
     """One state for each set of prefixes, where states of programs belong (XDG Base Directory Specification)."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     folder = os.path.join(home, "bitward", "scrub")
     make_folder(folder)
-    key = hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(sorted(set(identities))).encode()).hexdigest()[:16]
     return os.path.join(folder, f"{key}.sqlite")
 
 
-def _report(order: ScrubOrder, state: State, work: Scrub, account: Account, seconds: float, lost: int) -> ScrubReport:
+def _report(
+    order: ScrubOrder, names: Sequence[str], state: State, work: Scrub, account: Account, seconds: float, lost: int
+) -> ScrubReport:
     account.settle_units()
     problems = state.problems()
     totals = account.totals(work.skipped, work.tries)
@@ -116,7 +120,7 @@ def _report(order: ScrubOrder, state: State, work: Scrub, account: Account, seco
     verified, fetched = account.bytes()
     return ScrubReport(
         "bitward.scrub/1",
-        tuple(json.loads(state.prefixes)),
+        tuple(sorted(names)),
         order.engine,
         state.run,
         state.resumed,

@@ -24,6 +24,7 @@ from bitward_agent.stores import Entry, ObjectState, order_of
 
 _APPLICATION_ID = 0x42775363  # "BwSc"
 _VERSION = 1
+_SHOWN_CHARACTERS = 300
 _WAITING_ROWS = 256
 """Rows of a listing that are written together: one that is lost is listed again."""
 _SCHEMA = """
@@ -68,7 +69,6 @@ class State:
         """
         self.path = resolve(path)
         self.run = 0
-        self.prefixes = "[]"
         self.resumed = False
         self._pending = 0
         self._lock = _locked(f"{self.path}.lock")
@@ -92,7 +92,7 @@ class State:
 
     def _do(self, words: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
-            return self.database.execute(words, values)
+            return self.database.execute(words, [_storable(one) for one in values])
         except sqlite3.Error as error:
             raise WriteError(f"{self.path}: the scrub's state cannot be used: {error}") from error
 
@@ -106,9 +106,22 @@ class State:
 
     # ---------------------------------------------------------------------------------------------------------------- runs
 
-    def begin(self, prefixes: Sequence[str]) -> None:
-        """Go on with an unfinished run over the same prefixes, or begin a new one."""
-        named = self.prefixes = json.dumps(sorted(prefixes))
+    def begin(self, prefixes: Sequence[str], identities: Sequence[str] = ()) -> None:
+        """Go on with an unfinished run over the same prefixes, or begin a new one.
+
+        ``identities`` are the prefixes with what else tells their stores apart. A state is for one set of them: what one has seen tells
+        nothing of what is gone, or to be trusted, in another.
+
+        Raises:
+            InputError: it is the state of other prefixes.
+        """
+        named = json.dumps(sorted(set(identities or prefixes)))
+        other = self._do("SELECT prefixes FROM runs WHERE prefixes<>? LIMIT 1", (named,)).fetchone()
+        if other is not None:
+            raise InputError(
+                f"{self.path}: is the state of another scrub, of {str(other[0])[:_SHOWN_CHARACTERS]}; this one is of "
+                f"{named[:_SHOWN_CHARACTERS]}: give it a file of its own"
+            )
         row = self._do("SELECT id FROM runs WHERE prefixes=? AND finished_ns IS NULL ORDER BY id DESC LIMIT 1", (named,)).fetchone()
         self.resumed = row is not None
         if row is not None:
@@ -245,6 +258,13 @@ class State:
     def rewritten(self, url: str, mark: str, sidecar_mark: str) -> bool | None:
         """See ``decisions.was_rewritten``."""
         return was_rewritten(self.known(url), mark, sidecar_mark)
+
+
+def _storable(value: Any) -> Any:
+    """A value that SQLite takes. Messages hold names, and names may be no UTF-8: in a text their bytes are escaped."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def text_of(stored: bytes) -> str:
