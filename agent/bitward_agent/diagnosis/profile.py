@@ -29,6 +29,7 @@ from bitward_agent.diagnosis.weight_prior import WeightPrior, neighbours_of
 
 WEIGHTS_TRIED = 28
 """Weights of each ranking that are tried for real."""
+_WEIGHTS_TRIED_IN_BLOCK = 10
 _WEIGHTS_SIEVED = 16
 _WEIGHTS_COMPARED = 10
 _WEIGHTS_REFINED = 4
@@ -110,7 +111,7 @@ class Profile:
             return []
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see, lambda one: self.pieces.block_of(one) == number)
-        others = [one for one in ranking.best(WEIGHTS_TRIED) if one.weight != (beside.parameter, beside.element)]
+        others = [one for one in ranking.best(_WEIGHTS_TRIED_IN_BLOCK) if one.weight != (beside.parameter, beside.element)]
         return self._tried_for_real(others)
 
     def likelier_nats(self, name: str, element: int, bit: int) -> float:
