@@ -172,34 +172,50 @@ def scan(
     return _run(_Scanner(file, sidecar, chunks(sidecar.plan.table, wanted), total_bytes, progress), jobs)
 
 
-def scan_into(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview, *, jobs: int | None = None) -> ScanResult:
-    """Read blocks into the caller's memory and hash them *there*: what is not named as bad is what its leaf vouches for, whoever
-    writes to the file meanwhile.
+class BlockReader:
+    """Reads whole blocks of one open file into the caller's memory and hashes them *there*: what is not named as bad is what its leaf
+    vouches for, whoever writes to the file meanwhile. Safe to use from several threads."""
 
-    Args:
-        low: where a block starts; one ends at ``low + len(view)``.
+    def __init__(self, file: OpenFile, sidecar: Sidecar) -> None:
+        self._file, self._sidecar = file, sidecar
+        self._run_leaves = run_leaves(sidecar.superblock.leaf_hash)
+        self._leaf_bytes, self._leaves, self._table = sidecar.leaf_bytes, sidecar.leaves, sidecar.plan.table
 
-    Raises:
-        UnreadableError: the file cannot be read for a reason other than bad sectors.
-    """
-    if jobs == 1 and _all_right(file, sidecar, low, view):
-        return ScanResult((), (), len(view))
-    pending = chunks_between(sidecar.plan.table, low, low + len(view))
-    return _run(_Scanner(file, sidecar, pending, len(view), place=lambda start, end: view[start - low : end - low]), jobs)
+    def read_into(self, view: memoryview, low: int, *, jobs: int | None = None) -> ScanResult:
+        """Fill ``view`` with the blocks from ``low``, where a block starts; one ends at ``low + len(view)``.
 
+        Raises:
+            UnreadableError: the file cannot be read for a reason other than bad sectors.
+        """
+        if jobs == 1 and self._is_right(view, low):
+            return ScanResult((), (), len(view))
+        pending = chunks_between(self._table, low, low + len(view))
+        place = lambda start, end: view[start - low : end - low]  # noqa: E731
+        return _run(_Scanner(self._file, self._sidecar, pending, len(view), place=place), jobs)
 
-def _all_right(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview) -> bool:
-    """As :func:`scan_into` on this thread, without what several need: most tensors are small. What is wrong is read again, and named."""
-    run, size, leaves = run_leaves(sidecar.superblock.leaf_hash), sidecar.leaf_bytes, sidecar.leaves
-    for (segment,) in chunks_between(sidecar.plan.table, low, low + len(view)):
-        start = segment.offset
-        part = view[start - low : segment.end - low]
-        if file.read_into(part, start):
-            return False
-        found = run(part, segment.first, segment.span.kind.block_bytes)
-        if found != leaves[segment.number * size : (segment.number + segment.count) * size]:
-            return False
-    return True
+    def _is_right(self, view: memoryview, low: int) -> bool:
+        """As :meth:`read_into` on this thread, without what several need: most tensors are small, and there are many.
+
+        What is wrong is read again, and named.
+        """
+        table, high, at = self._table, low + len(view), low
+        span_index = table.span_index_at(low) if low < high else 0
+        while at < high:
+            span = table.layout.spans[span_index]
+            block_bytes = span.kind.block_bytes
+            index = (at - span.offset) // block_bytes
+            leaf_at = (table.first_numbers[span_index] + index) * self._leaf_bytes
+            at_once, end = max(1, CHUNK_BYTES // block_bytes), min(high, span.offset + span.length)
+            while at < end:
+                part = view[at - low : min(end, at + at_once * block_bytes) - low]
+                if self._file.read_into(part, at):
+                    return False
+                found = self._run_leaves(part, index, block_bytes)
+                if not self._leaves.startswith(found, leaf_at):
+                    return False
+                at, index, leaf_at = at + len(part), index + at_once, leaf_at + len(found)
+            span_index += 1
+        return True
 
 
 def _run(scanner: _Scanner, jobs: int | None) -> ScanResult:

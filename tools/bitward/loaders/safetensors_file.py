@@ -6,7 +6,6 @@ needed but its error class, where it is installed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -53,13 +52,11 @@ class VerifiedFile:
             self._build: Build = builder(framework, device)
             view = FileView(gated.path, gated.size, self._fetch)
             try:
-                layout = reader.read_layout(view)
+                layout, self._metadata = reader.read_layout_and_metadata(view)
             except CheckpointError as error:
                 charge.unverifiable(f"is no safetensors file: {error}")
                 raise NoSafetensorsError(str(error)) from error
             self._spans = {span.name: span for span in layout.spans if span.role is Role.TENSOR}
-            header = json.loads(self._fetch(reader.LENGTH_BYTES, layout.spans[0].length - reader.LENGTH_BYTES))
-            self._metadata: dict[str, str] | None = header.get(reader.METADATA_KEY)
         except BaseException:
             gated.close()
             raise
