@@ -81,6 +81,16 @@ class CheckedFile:
         blocks = (high - 1 - last.offset) // last.kind.block_bytes + 1
         return low - before, min(last.end, last.offset + blocks * last.kind.block_bytes)
 
+    def is_read_right(self, view: memoryview, low: int) -> bool:
+        """Fill ``view`` as :meth:`read_into` does, on this thread. False: something is wrong, and :meth:`read_into` names it.
+
+        Most tensors are small, and there are many.
+
+        Raises:
+            UnreadableError: as :meth:`read_into`.
+        """
+        return self._reader.is_right(view, low)
+
     def read_into(self, view: memoryview, low: int, *, jobs: int | None = None) -> ScanResult:
         """Fill ``view`` with the whole blocks that begin at ``low`` and name those that are not what was protected.
 

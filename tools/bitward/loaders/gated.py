@@ -171,18 +171,18 @@ class GatedFile:
         start, end = self.checked.covering(low, high)
         data = np.empty(end - start, np.uint8)
         self._fill(memoryview(data), start)  # type: ignore[arg-type]  # arrays are buffers
-        return data[low - start : high - start]
+        return data if (start, end) == (low, high) else data[low - start : high - start]
 
     def read_to(self, view: memoryview, low: int) -> None:
         """As :meth:`read`, into the caller's memory; the range must be one of whole blocks."""
         self._fill(view, low)
 
     def _fill(self, view: memoryview, start: int) -> None:
-        jobs = 1 if len(view) < 2 * THREAD_BYTES else min(default_jobs(), len(view) // THREAD_BYTES)
-        result = self.checked.read_into(view, start, jobs=jobs)
         right = len(view)
-        if result.bad_blocks:
-            right -= self._wrong(view, start, result.bad_blocks, result.unreadable)
+        if right >= 2 * THREAD_BYTES or not self.checked.is_read_right(view, start):
+            result = self.checked.read_into(view, start, jobs=max(1, min(default_jobs(), right // THREAD_BYTES)))
+            if result.bad_blocks:
+                right -= self._wrong(view, start, result.bad_blocks, result.unreadable)
         self._charge.gate.note_verified(self._charge.shown, right)
 
     def _wrong(self, view: memoryview, start: int, bad: Sequence[int], unreadable: Sequence[Range]) -> int:

@@ -110,7 +110,8 @@ class VerifiedFile:
             LoadRefusedError: its blocks are not right, and the policy does not let them through.
         """
         span = self.span(name)
-        return self._build(self._open.read(span.offset, span.end), span.dtype, span.dims)
+        offset = span.offset
+        return self._build(self._open.read(offset, offset + span.length), span.dtype, span.dims)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors. Raises as :meth:`get_tensor`."""
