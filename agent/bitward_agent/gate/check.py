@@ -116,7 +116,7 @@ def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCa
             return _told(_with(found, MODIFIED_TOLD), began.wall_ns)
         if not _may_vouch(ward, os.fstat(file.fd).st_uid):
             return _told(_with(found, FOREIGN_TOLD), began.wall_ns)
-        healed, message = _heal(file.path, ward, request)
+        healed, message = _heal(file.path, ward, before, request)
         began, before, sidecar = now(), identity_of(os.fstat(file.fd)), identity_at(ward)
         found = _verify(file, ward, before, request)
         if found.verdict is not Verdict.INTACT:
@@ -166,11 +166,12 @@ def _may_vouch(ward: str, owner: int) -> bool:
         return False
 
 
-def _heal(path: str, ward: str, request: CheckRequest) -> tuple[bool, str]:
-    """Repair from parity: (whether something was written, what the repair says)."""
+def _heal(path: str, ward: str, pinned: FileIdentity, request: CheckRequest) -> tuple[bool, str]:
+    """Repair from parity, and no other file than the one that was verified: (whether something was written, what the repair says)."""
     from bitward_agent.repair import RepairRequest, repair_file  # loads NumPy
 
-    done = repair_file(path, ward, RepairRequest(now_ns=time.time_ns(), only_unmodified=True), jobs=request.jobs, progress=request.progress)
+    wanted = RepairRequest(now_ns=time.time_ns(), only_unmodified=True, of_inode=(pinned.device, pinned.inode))
+    done = repair_file(path, ward, wanted, jobs=request.jobs, progress=request.progress)
     return bool(done.repaired) or done.sidecar.state is SidecarState.HEALED, done.message
 
 

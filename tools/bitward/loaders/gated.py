@@ -235,7 +235,8 @@ class GatedFile:
             if (why := may_write(pair)) or not self._repairs_left:
                 return why or "it is damaged again and again"
             self._repairs_left -= 1
-            request = RepairRequest(now_ns=time.time_ns(), dry_run=is_modified, only_unmodified=not is_modified)
+            inode = pair.state.device, pair.state.inode
+            request = RepairRequest(now_ns=time.time_ns(), dry_run=is_modified, only_unmodified=not is_modified, of_inode=inode)
             done = repair_file(self.path, self.checked.ward.path, request)
         if done.verdict is Verdict.CHANGED:
             message = f"{done.message or 'rewritten since it was protected'}: if that was meant, protect it again"
