@@ -24,6 +24,7 @@ from bitward_agent.findings import Verdict
 from bitward_agent.gate.check import MODIFIED_TOLD
 from bitward_agent.io import Range, journal_path, resolve
 from bitward_agent.scan import default_jobs
+from bitward_agent.sidecar_places import is_bare
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
@@ -148,7 +149,7 @@ class GatedFile:
         found, right = self.checked.state.size, self.checked.protected_bytes
         if found == right:
             return True
-        why = f"has {found:,} bytes, and {right:,} were protected: torn or rewritten; 'bitward verify' says more"
+        why = f"has {found:,} bytes, and {right:,} were protected: torn or rewritten; 'bitward verify' says more{self._by_which()}"
         if self._policy is Policy.ENFORCE:
             self._charge.refuse(DamagedModelError(self._charge.shown, why, offset=min(found, right)), "damaged")
         if self._policy is Policy.HEAL:
@@ -207,7 +208,14 @@ class GatedFile:
         writer = " (it was written to since then)" if self.checked.pair.modified else ""
         verb = "are" if more else "is"
         told = f"{where}, bytes {block.offset:,} to {block.end - 1:,},{more} {verb} not what was protected{writer}"
-        return f"{told}: 'bitward verify' names the bits, 'bitward repair' puts them back"
+        return f"{told}: 'bitward verify' names the bits, 'bitward repair' puts them back{self._by_which()}"
+
+    def _by_which(self) -> str:
+        """Which sidecar says so, where that may be another file's."""
+        ward = self.checked.ward.path
+        if not is_bare(ward, self._charge.gate.sidecar_dir):
+            return ""
+        return f" (so says {printable(ward)}, found by the file's name alone: if it is another file's, protect the folder of this one)"
 
     def _refuse(self, bad: Sequence[int], kind: type[DamagedModelError] = DamagedModelError, why: str = "") -> NoReturn:
         block = self.checked.block(bad[0])
