@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward.loaders.evidence import find_sidecar
+from bitward.loaders.memory import TensorMemory
 from bitward.loaders.policy import Finding, Gate, Policy
 from bitward.loaders.refusals import ChangedModelError, DamagedModelError, LoadRefusedError, UnverifiableModelError
 from bitward.loaders.telling import tell
@@ -134,6 +135,7 @@ class GatedFile:
         self._told: set[int] = set()
         self._repairs_left = _REPAIRS
         self._is_beyond_parity = False
+        self._memory = TensorMemory()
 
     @property
     def size(self) -> int:
@@ -170,7 +172,7 @@ class GatedFile:
             UnreadableError: the file cannot be read.
         """
         start, end = self.checked.covering(low, high)
-        data = np.empty(end - start, np.uint8)
+        data = self._memory.take(end - start)
         self._fill(memoryview(data), start)  # type: ignore[arg-type]  # arrays are buffers
         return data if (start, end) == (low, high) else data[low - start : high - start]
 
