@@ -109,9 +109,9 @@ class VerifiedFile:
         Raises:
             LoadRefusedError: its blocks are not right, and the policy does not let them through.
         """
-        span = self.span(name)
+        gated, span = self._gated or self._open, self._spans.get(name) or self.span(name)
         offset = span.offset
-        return self._build(self._open.read(offset, offset + span.length), span.dtype, span.dims)
+        return self._build(gated.read(offset, offset + span.length), span.dtype, span.dims)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors. Raises as :meth:`get_tensor`."""
