@@ -54,10 +54,8 @@ from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RepairRequest:
-    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs.
-
-    ``of_inode``: device and inode that the path must lead to; another file that has its name is left as it is.
-    """
+    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs. ``of_inode``: device and inode
+    that the path must lead to; another file that has its name is left as it is."""
 
     sources: tuple[Source, ...] = ()
     dry_run: bool = False
@@ -232,10 +230,8 @@ class _Repair:
     def _write_all(self, tally: Tally, result: ScanResult) -> int:
         """Write every fix, in batches; returns how many blocks are now vouched for."""
         with OpenFile(self.path, write=True, disk=self.disk) as target:
-            if (target.state().device, target.state().inode) != (self.pair.state.device, self.pair.state.inode):
-                raise BusyError(f"{self.path}: was replaced meanwhile: repair it again")
             if target.state() != self.pair.state:
-                raise BusyError(f"{self.path}: changed since it was read: repair it when its writer is done")
+                raise BusyError(f"{self.path}: changed or was replaced since it was read: repair it when its writer is done")
             repaired = 0
             if tally.overflow:
                 batch: list[Fix] = []
@@ -329,10 +325,8 @@ class _Repair:
     def _dry_report(self, tally: Tally) -> FileRepair:
         damaged = bool(tally.unsolved or tally.solved or self.excess)
         verdict = Verdict.DAMAGED if damaged else Verdict.INTACT
-        code = ExitCode.OK
-        if damaged:
-            code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
-        return self._report(verdict, tally, 0, code)
+        code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
+        return self._report(verdict, tally, 0, code if damaged else ExitCode.OK)
 
     def _report(self, verdict: Verdict, tally: Tally, repaired: int, code: int, sidecar: SidecarReport | None = None) -> FileRepair:
         block = self.pair.sidecar.superblock
