@@ -54,8 +54,8 @@ from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RepairRequest:
-    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs. ``of_inode``: device and inode
-    that the path must lead to; another file that has its name is left as it is."""
+    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs. ``of_inode``: device and
+    inode that the path must lead to; another file that has its name is left as it is."""
 
     sources: tuple[Source, ...] = ()
     dry_run: bool = False
