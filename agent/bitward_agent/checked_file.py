@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from bitward_agent.io import DISK, Disk, OpenFile, Range
-from bitward_agent.scan import ScanResult, scan_into
+from bitward_agent.scan import BlockReader, ScanResult
 from bitward_agent.verify import OpenPair
 from bitward_formats.blocks import Block
 from bitward_formats.digest import leaf_function
@@ -37,6 +37,7 @@ class CheckedFile:
             try:
                 self.sidecar = read_sidecar(self.ward.read, self.ward.state().size)
                 self._leaf = leaf_function(self.sidecar.superblock.leaf_hash)
+                self._reader = BlockReader(self.file, self.sidecar)
             except BaseException:
                 self.ward.close()
                 raise
@@ -72,10 +73,23 @@ class CheckedFile:
         if low >= high:
             return low, low
         spans = self.table.layout.spans
-        first, last = spans[self.table.span_index_at(low)], spans[self.table.span_index_at(high - 1)]
+        first = spans[self.table.span_index_at(low)]
+        if low == first.offset and high == first.offset + first.length:  # a whole tensor, which is what most reads are for
+            return low, high
+        last = spans[self.table.span_index_at(high - 1)]
         before = (low - first.offset) % first.kind.block_bytes
         blocks = (high - 1 - last.offset) // last.kind.block_bytes + 1
         return low - before, min(last.end, last.offset + blocks * last.kind.block_bytes)
+
+    def is_read_right(self, view: memoryview, low: int) -> bool:
+        """Fill ``view`` as :meth:`read_into` does, on this thread. False: something is wrong, and :meth:`read_into` names it.
+
+        Most tensors are small, and there are many.
+
+        Raises:
+            UnreadableError: as :meth:`read_into`.
+        """
+        return self._reader.is_right(view, low)
 
     def read_into(self, view: memoryview, low: int, *, jobs: int | None = None) -> ScanResult:
         """Fill ``view`` with the whole blocks that begin at ``low`` and name those that are not what was protected.
@@ -83,7 +97,7 @@ class CheckedFile:
         Raises:
             UnreadableError: the file cannot be read for a reason other than bad sectors.
         """
-        return scan_into(self.file, self.sidecar, low, view, jobs=jobs)
+        return self._reader.read_into(view, low, jobs=jobs)
 
     def is_right(self, number: int, data: memoryview) -> bool:
         """Whether these bytes are what was protected as block ``number``."""

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitward_agent.errors import JournalError
+from bitward_agent.errors import BusyError, JournalError
 from bitward_agent.io import DISK, Disk, OpenFile, journal_path
 from bitward_agent.journal import UndoJournal, drop_journal, read_journal, undo
 from bitward_agent.locate import Locator
-from bitward_agent.verify import OpenPair
+from bitward_agent.verify import REPLACED_TOLD, OpenPair
 from bitward_formats.blocks import Block
 
 
@@ -19,6 +19,7 @@ def recover(path: str, pair: OpenPair, disk: Disk = DISK) -> str:
     """Undo what an interrupted repair left half done; returns what was done, in words, or ``""``.
 
     Raises:
+        BusyError: another file has taken its name.
         JournalError, UnreadableError, WriteError: the journal or the file cannot be used; both are left as they are.
     """
     journal = journal_path(pair.ward.path)
@@ -29,8 +30,11 @@ def recover(path: str, pair: OpenPair, disk: Disk = DISK) -> str:
         message = "an undo journal was damaged and is dropped"
     else:
         with OpenFile(path, write=True, disk=disk) as file:
+            here, read = file.state(), pair.file.state()
+            if (here.device, here.inode) != (read.device, read.inode):
+                raise BusyError(f"{path}: {REPLACED_TOLD}")
             # A device's number may be another after a restart; the inode says which file it is.
-            if file.state().inode != kept.state.inode:
+            if here.inode != kept.state.inode:
                 message = "dropped the undo journal of another file that had this name"
             elif _is_stale(pair, kept):
                 message = "dropped the undo journal of an interrupted repair: the file was written to since"

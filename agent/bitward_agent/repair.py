@@ -46,7 +46,7 @@ from bitward_agent.scan import ScanResult, scan
 from bitward_agent.sources import Source
 from bitward_agent.sourcing import Sourcing
 from bitward_agent.tally import BATCH_BYTES, Tally
-from bitward_agent.verify import FlipBudget, OpenPair, open_pair
+from bitward_agent.verify import REPLACED_TOLD, FlipBudget, OpenPair, open_pair
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 from bitward_formats.spans import BLOCK_LIMIT_BYTES
@@ -54,13 +54,15 @@ from bitward_formats.spans import BLOCK_LIMIT_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RepairRequest:
-    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs."""
+    """What a person asked for, or, with ``only_unmodified``, the agent. ``now_ns`` stamps the log of repairs. ``of_inode``: device and
+    inode that the path must lead to; another file that has its name is left as it is."""
 
     sources: tuple[Source, ...] = ()
     dry_run: bool = False
     best_effort: bool = False
     now_ns: int = 0
     only_unmodified: bool = False
+    of_inode: tuple[int, int] | None = None
 
 
 def repair_file(
@@ -124,6 +126,8 @@ def _repair_once(
     if isinstance(pair, FileVerification):
         return _failed(path, pair.message, pair.sidecar, pair.bytes)
     try:
+        if request.of_inode is not None and (pair.state.device, pair.state.inode) != request.of_inode:
+            raise BusyError(f"{path}: {REPLACED_TOLD}")
         pair.file.lock()
         recovered = ""
         if not request.dry_run:
@@ -226,10 +230,8 @@ class _Repair:
     def _write_all(self, tally: Tally, result: ScanResult) -> int:
         """Write every fix, in batches; returns how many blocks are now vouched for."""
         with OpenFile(self.path, write=True, disk=self.disk) as target:
-            if (target.state().device, target.state().inode) != (self.pair.state.device, self.pair.state.inode):
-                raise BusyError(f"{self.path}: was replaced meanwhile: repair it again")
             if target.state() != self.pair.state:
-                raise BusyError(f"{self.path}: changed since it was read: repair it when its writer is done")
+                raise BusyError(f"{self.path}: changed or was replaced since it was read: repair it when its writer is done")
             repaired = 0
             if tally.overflow:
                 batch: list[Fix] = []
@@ -323,10 +325,8 @@ class _Repair:
     def _dry_report(self, tally: Tally) -> FileRepair:
         damaged = bool(tally.unsolved or tally.solved or self.excess)
         verdict = Verdict.DAMAGED if damaged else Verdict.INTACT
-        code = ExitCode.OK
-        if damaged:
-            code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
-        return self._report(verdict, tally, 0, code)
+        code = ExitCode.NOT_REPAIRABLE if tally.unsolved else ExitCode.REPAIRABLE
+        return self._report(verdict, tally, 0, code if damaged else ExitCode.OK)
 
     def _report(self, verdict: Verdict, tally: Tally, repaired: int, code: int, sidecar: SidecarReport | None = None) -> FileRepair:
         block = self.pair.sidecar.superblock

@@ -172,34 +172,49 @@ def scan(
     return _run(_Scanner(file, sidecar, chunks(sidecar.plan.table, wanted), total_bytes, progress), jobs)
 
 
-def scan_into(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview, *, jobs: int | None = None) -> ScanResult:
-    """Read blocks into the caller's memory and hash them *there*: what is not named as bad is what its leaf vouches for, whoever
-    writes to the file meanwhile.
+class BlockReader:
+    """Reads whole blocks of one open file into the caller's memory and hashes them *there*: what is not found wrong is what its leaf
+    vouches for, whoever writes to the file meanwhile. Safe to use from several threads.
 
-    Args:
-        low: where a block starts; one ends at ``low + len(view)``.
-
-    Raises:
-        UnreadableError: the file cannot be read for a reason other than bad sectors.
+    Blocks are read from ``low``, where one starts, to ``low + len(view)``, where one ends. Both methods raise UnreadableError when the
+    file cannot be read for a reason other than bad sectors.
     """
-    if jobs == 1 and _all_right(file, sidecar, low, view):
-        return ScanResult((), (), len(view))
-    pending = chunks_between(sidecar.plan.table, low, low + len(view))
-    return _run(_Scanner(file, sidecar, pending, len(view), place=lambda start, end: view[start - low : end - low]), jobs)
 
+    def __init__(self, file: OpenFile, sidecar: Sidecar) -> None:
+        self._file, self._sidecar = file, sidecar
+        self._read, self._run_leaves = file.read_into, run_leaves(sidecar.superblock.leaf_hash)
+        self._leaf_bytes, self._has_leaves_at = sidecar.leaf_bytes, sidecar.leaves.startswith
+        self._table, self._spans = sidecar.plan.table, sidecar.layout.spans
 
-def _all_right(file: OpenFile, sidecar: Sidecar, low: int, view: memoryview) -> bool:
-    """As :func:`scan_into` on this thread, without what several need: most tensors are small. What is wrong is read again, and named."""
-    run, size, leaves = run_leaves(sidecar.superblock.leaf_hash), sidecar.leaf_bytes, sidecar.leaves
-    for (segment,) in chunks_between(sidecar.plan.table, low, low + len(view)):
-        start = segment.offset
-        part = view[start - low : segment.end - low]
-        if file.read_into(part, start):
-            return False
-        found = run(part, segment.first, segment.span.kind.block_bytes)
-        if found != leaves[segment.number * size : (segment.number + segment.count) * size]:
-            return False
-    return True
+    def read_into(self, view: memoryview, low: int, *, jobs: int | None = None) -> ScanResult:
+        """Fill ``view`` and name what is wrong."""
+
+        def place(start: int, end: int) -> memoryview:
+            return view[start - low : end - low]
+
+        pending = chunks_between(self._table, low, low + len(view))
+        return _run(_Scanner(self._file, self._sidecar, pending, len(view), place=place), jobs)
+
+    def is_right(self, view: memoryview, low: int) -> bool:
+        """Fill ``view``, on this thread; False as soon as something is wrong. Spelled out: it runs for each of thousands of tensors."""
+        high, at, table = low + len(view), low, self._table
+        span_index = table.span_index_at(low) if low < high else 0
+        while at < high:
+            span = self._spans[span_index]
+            block_bytes = span.kind.block_bytes
+            index = (at - span.offset) // block_bytes
+            leaf_at = (table.first_numbers[span_index] + index) * self._leaf_bytes
+            at_once, end = max(1, CHUNK_BYTES // block_bytes), min(high, span.offset + span.length)
+            while at < end:
+                part = view[at - low : min(end, at + at_once * block_bytes) - low]
+                if self._read(part, at):
+                    return False
+                found = self._run_leaves(part, index, block_bytes)
+                if not self._has_leaves_at(found, leaf_at):
+                    return False
+                at, index, leaf_at = at + len(part), index + at_once, leaf_at + len(found)
+            span_index += 1
+        return True
 
 
 def _run(scanner: _Scanner, jobs: int | None) -> ScanResult:

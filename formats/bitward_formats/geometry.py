@@ -79,21 +79,22 @@ class CodeClass:
         self.full_count = 0
         self.packed: list[list[Piece]] = []
         self._packed_place: dict[int, tuple[int, int]] = {}
-        end = 0
+        spans, numbers, granule, end = self.table.layout.spans, self.table.first_numbers, self.granule, 0
         for span_index in span_indices:
-            span = self.table.layout.spans[span_index]
-            full, rest = divmod(span.length, span.kind.block_bytes)
+            span = spans[span_index]
+            block_bytes = span.kind.block_bytes
+            full, rest = divmod(span.length, block_bytes)
             if full:
                 self._span_indices.append(span_index)
                 self._first_slots.append(self.full_count)
                 self._slot_by_span[span_index] = self.full_count
                 self.full_count += full
             if rest:
-                at = -(-end // self.granule) * self.granule
+                at = -(-end // granule) * granule
                 if not self.packed or at + rest > self.slot_bytes:
                     self.packed.append([])
                     at = 0
-                block = self.table.of_span(span_index, full)
+                block = Block(numbers[span_index] + full, full, span.offset + full * block_bytes, rest, span)
                 self._packed_place[block.number] = (len(self.packed) - 1, at)
                 self.packed[-1].append(Piece(block, at))
                 end = at + rest
@@ -184,18 +185,26 @@ class InnerOffsets:
         self._starts: list[int] = []
         self._places: list[tuple[int, int]] = []
         self._packed: dict[int, int] = {}
+        sizes: dict[tuple[bytes, int], int] = {}  # tensors come in few shapes
+
+        def size_of(kind: RecordKind, length: int) -> int:
+            key = kind.critical_mask, length
+            if key not in sizes:
+                sizes[key] = inner_blob_bytes(kind, length, groups)
+            return sizes[key]
+
         at = 0
         high = zone.first_slot + zone.slot_count
         for slot, run in code.runs(zone.first_slot, high):
             kind = code.table.layout.spans[run.span_index].kind
-            size = inner_blob_bytes(kind, kind.block_bytes, groups)
+            size = size_of(kind, kind.block_bytes)
             self._starts.append(slot)
             self._places.append((at, size))
             at += run.count * size
         for slot in range(max(zone.first_slot, code.full_count), high):
             for piece in code.pieces(slot):
                 self._packed[piece.block.number] = at
-                at += inner_blob_bytes(piece.block.span.kind, piece.block.length, groups)
+                at += size_of(piece.block.span.kind, piece.block.length)
         self.stream_bytes = at
 
     def of_full_slot(self, slot: int) -> int:

@@ -17,6 +17,7 @@ RECORD_LIMIT_BYTES = 512
 DIM_LIMIT = 255
 
 _SPAN_HEAD = struct.Struct("<BHQQB")
+_ROLES = {int(role): role for role in Role}
 
 
 def kinds_of(layout: Layout) -> tuple[RecordKind, ...]:
@@ -53,6 +54,10 @@ def encode_layout(layout: Layout) -> bytes:
     return b"".join(parts)
 
 
+def _ends_early(data: bytes, needed: int) -> LayoutError:
+    return LayoutError(f"layout stream ends at byte {len(data)}, needed {needed}")
+
+
 class _Cursor:
     """Reads forward through untrusted bytes and never past their end."""
 
@@ -62,7 +67,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.data):
-            raise LayoutError(f"layout stream ends at byte {len(self.data)}, needed {end}")
+            raise _ends_early(self.data, end)
         chunk = self.data[self.at : end]
         self.at = end
         return chunk
@@ -84,24 +89,17 @@ def decode_layout(data: bytes, file_bytes: int) -> Layout:
         (span_count,) = cursor.unpack("<I")
         if span_count > SPAN_LIMIT:
             raise LayoutError(f"{span_count} spans, at most {SPAN_LIMIT} are allowed")
-        spans = []
-        offset = 0
-        for _ in range(span_count):
-            span = _decode_span(cursor, kinds)
-            if span.offset != offset:
-                raise LayoutError(f"span at offset {span.offset}, expected {offset}: spans must tile the file")
-            offset = span.end
-            spans.append(span)
+        spans, used = _decode_spans(cursor, span_count, kinds)
     except UnicodeDecodeError as error:
         raise LayoutError(f"layout text is not valid at stream byte {cursor.at}: {error.reason}") from None
-    if offset != file_bytes:
-        raise LayoutError(f"spans end at {offset}, the file has {file_bytes} bytes")
+    end = spans[-1].end if spans else 0
+    if end != file_bytes:
+        raise LayoutError(f"spans end at {end}, the file has {file_bytes} bytes")
     if cursor.at != len(data):
         raise LayoutError(f"{len(data) - cursor.at} bytes after the last span")
-    layout = Layout(format_name, file_bytes, tuple(spans))
-    if kinds_of(layout) != tuple(kinds):
+    if used != list(range(len(kinds))) if spans else kinds != [OPAQUE_KIND]:
         raise LayoutError("record kinds are not listed in the order of their first use")
-    return layout
+    return Layout(format_name, file_bytes, tuple(spans))
 
 
 def _decode_kinds(cursor: _Cursor) -> list[RecordKind]:
@@ -119,22 +117,48 @@ def _decode_kinds(cursor: _Cursor) -> list[RecordKind]:
     return kinds
 
 
-def _decode_span(cursor: _Cursor, kinds: list[RecordKind]) -> Span:
-    role, kind_index, offset, length, dtype_bytes = cursor.unpack("<BHQQB")
-    dtype = cursor.take(dtype_bytes).decode("ascii")
-    (dim_count,) = cursor.unpack("<B")
-    dims = cursor.unpack(f"<{dim_count}Q")
-    (name_bytes,) = cursor.unpack("<I")
-    if name_bytes > NAME_LIMIT_BYTES:
-        raise LayoutError(f"a name of {name_bytes} bytes, at most {NAME_LIMIT_BYTES} are allowed")
-    name = cursor.take(name_bytes).decode()
-    if role > max(Role):
-        raise LayoutError(f"unknown span role {role}")
-    if kind_index >= len(kinds):
-        raise LayoutError(f"span of record kind {kind_index}, there are {len(kinds)}")
-    kind = kinds[kind_index]
-    if role != Role.TENSOR and (kind != OPAQUE_KIND or dtype or dim_count or name):
-        raise LayoutError(f"opaque span at offset {offset} with a record kind, type, shape or name")
-    if length % kind.record_bytes:
-        raise LayoutError(f"span of {length} bytes is not a multiple of its record of {kind.record_bytes} bytes")
-    return Span(Role(role), kind, offset, length, dtype, dims, name)
+def _decode_spans(cursor: _Cursor, span_count: int, kinds: list[RecordKind]) -> tuple[list[Span], list[int]]:
+    """All spans, and the numbers of their kinds in the order of their first use.
+
+    Every opening of a sidecar comes through here, and a layout has hundreds or thousands: so the loop is spelled out.
+    """
+    data, at, size = cursor.data, cursor.at, len(cursor.data)
+    spans: list[Span] = []
+    used: dict[int, None] = {}
+    expected = 0
+    for _ in range(span_count):
+        cursor.at = at
+        head_end = at + _SPAN_HEAD.size
+        if head_end > size:
+            raise _ends_early(data, head_end)
+        role_number, kind_index, offset, length, dtype_bytes = _SPAN_HEAD.unpack_from(data, at)
+        at = head_end + dtype_bytes
+        if at >= size:
+            raise _ends_early(data, at + 1)
+        dtype, dim_count = data[head_end:at].decode("ascii"), data[at]
+        name_start = at + 1 + 8 * dim_count + 4
+        if name_start > size:
+            raise _ends_early(data, name_start)
+        *dims, name_bytes = struct.unpack_from(f"<{dim_count}QI", data, at + 1)
+        if name_bytes > NAME_LIMIT_BYTES:
+            raise LayoutError(f"a name of {name_bytes} bytes, at most {NAME_LIMIT_BYTES} are allowed")
+        at = name_start + name_bytes
+        if at > size:
+            raise _ends_early(data, at)
+        name, role = data[name_start:at].decode(), _ROLES.get(role_number)
+        if role is None:
+            raise LayoutError(f"unknown span role {role_number}")
+        if kind_index >= len(kinds):
+            raise LayoutError(f"span of record kind {kind_index}, there are {len(kinds)}")
+        used[kind_index] = None
+        kind = kinds[kind_index]
+        if role is not Role.TENSOR and (kind != OPAQUE_KIND or dtype or dim_count or name):
+            raise LayoutError(f"opaque span at offset {offset} with a record kind, type, shape or name")
+        if length % kind.record_bytes:
+            raise LayoutError(f"span of {length} bytes is not a multiple of its record of {kind.record_bytes} bytes")
+        if offset != expected:
+            raise LayoutError(f"span at offset {offset}, expected {expected}: spans must tile the file")
+        expected = offset + length
+        spans.append(Span(role, kind, offset, length, dtype, tuple(dims), name))
+    cursor.at = at
+    return spans, list(used)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from bitward_formats import geometry, groups, layout, merkle
 from bitward_formats.blocks import BlockTable
+from bitward_formats.errors import LayoutError
 from bitward_formats.lanes import inner_blobs, unpack_blobs
 from bitward_formats.packing import pack_lanes, unpack_lanes
 from bitward_formats.reference import decode_layout, encode_layout, inner, packing, tree
@@ -94,3 +97,33 @@ def test_layout_stream(parts: list[tuple[RecordKind, int, str, list[int]]]) -> N
     stream = layout.encode_layout(one)
     assert stream == encode_layout(one)
     assert layout.decode_layout(stream, offset) == decode_layout(stream, offset) == one
+
+
+def outcome(decode: Callable[[bytes, int], Layout], stream: bytes, file_bytes: int) -> Layout | None:
+    try:
+        return decode(stream, file_bytes)
+    except LayoutError:
+        return None
+
+
+def test_layout_streams_that_are_hurt_are_refused_by_both_or_mean_the_same_to_both() -> None:
+    wide, narrow = RecordKind(4, b"\x00\x00\x80\xff"), RecordKind(2, b"\x80\xff")
+    parts = ((wide, (3, 5), "blk.0.w"), (narrow, (9,), "bläse"), (wide, (1,) * 6, ""), (narrow, (), "b"))
+    spans = [Span(Role.HEADER, OPAQUE_KIND, 0, 8)]
+    for kind, dims, name in parts:
+        spans.append(Span(Role.TENSOR, kind, spans[-1].end, 60 * kind.record_bytes, "F32", dims, name))
+    spans.append(Span(Role.TRAILER, OPAQUE_KIND, spans[-1].end, 1))
+    size = spans[-1].end
+    stream = layout.encode_layout(Layout("test", size, tuple(spans)))
+    flipped = [stream[:at] + bytes([stream[at] ^ 1 << bit]) + stream[at + 1 :] for at in range(len(stream)) for bit in range(8)]
+    for hurt in (*flipped, *(stream[:end] for end in range(len(stream))), stream + b"\0", stream * 2):
+        assert outcome(layout.decode_layout, hurt, size) == outcome(decode_layout, hurt, size), hurt
+    assert [outcome(decode, stream, size + 1) for decode in (layout.decode_layout, decode_layout)] == [None, None]
+
+
+@pytest.mark.parametrize("kinds", [[OPAQUE_KIND], [RecordKind(2, b"\0\1")], [OPAQUE_KIND, RecordKind(2, b"\0\1")]])
+def test_kinds_of_an_empty_layout(kinds: list[RecordKind]) -> None:
+    listed = b"".join(kind.record_bytes.to_bytes(2, "little") + kind.critical_mask for kind in kinds)
+    stream = b"\x04test" + len(kinds).to_bytes(2, "little") + listed + bytes(4)
+    assert outcome(layout.decode_layout, stream, 0) == outcome(decode_layout, stream, 0)
+    assert (outcome(layout.decode_layout, stream, 0) is not None) == (kinds == [OPAQUE_KIND])

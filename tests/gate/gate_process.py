@@ -66,7 +66,7 @@ class GateProcess:
         if not leases:  # as on a file system that has none
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             (cache / "sitecustomize.py").write_text(
-                "from bitward_agent.gate.kernel import leases\nleases.take = lambda fd: leases.Taken.REFUSED\n"
+                "from bitward_agent.gate.kernel import waiting\nwaiting.take_lease = lambda fd, broken: waiting.Taken.REFUSED\n"
             )
             given["PYTHONPATH"] = f"{cache}:{given['PYTHONPATH']}"
         line = [*COMMAND, "gate", "--watch", str(folder), "--json", *arguments]

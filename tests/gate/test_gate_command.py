@@ -111,6 +111,20 @@ def test_no_evidence_is_a_failure_unless_it_is_allowed(tmp_path: Path, model: Pa
     assert load(tmp_path, model, "--allow-unprotected").code == 1  # what has a sidecar is held to it
 
 
+def test_one_file_of_a_protected_directory_with_sidecars_elsewhere(tmp_path: Path, model: Path) -> None:
+    folder, wards = tmp_path / "served", tmp_path / "wards"
+    folder.mkdir()
+    one = Path(shutil.copy(model, folder))
+    assert run(tmp_path, "--sidecar-dir", wards, one).code == 3
+    bitward.protect(folder, sidecar_dir=wards)
+    assert run(tmp_path, "--sidecar-dir", wards, one).code == 0
+    bitward.protect(model, sidecar_dir=wards)  # of the same name, and found by that alone
+    assert run(tmp_path, "--sidecar-dir", wards, one).code == 0
+    flip(one)
+    assert run(tmp_path, "--sidecar-dir", wards, one).code == 1
+    assert run(tmp_path, "--sidecar-dir", wards, model).code == 0
+
+
 @pytest.mark.parametrize("what", ["gone", "no file", "no permission"])
 def test_what_cannot_be_read_is_not_merely_unprotected(tmp_path: Path, model: Path, what: str) -> None:
     Path(f"{model}.ward").unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import bitward
+from bitward_agent.gate import check as gate_check
 from bitward_agent.gate.check import check_file
 from bitward_agent.gate.facts import Evidence, GateVerdict
 from bitward_agent.gate.identity import NANOSECONDS, FileIdentity, Moment, Remembered, identity_of, why_not_remembered, why_not_trusted
@@ -171,6 +172,36 @@ def test_a_gate_does_not_heal_by_the_sidecar_of_a_stranger(model: Path, cache: V
     found = check(model, cache, heal=True)
     assert (found.verdict, found.healed, "neither root nor" in found.message) == ("damaged", False, True)
     os.chown(f"{model}.ward", 1000, 1000)
+    assert check(model, cache, heal=True).healed
+
+
+@pytest.mark.parametrize("repair_is_pending", [False, True])
+def test_a_gate_heals_no_other_file_than_it_verified(
+    model: Path, cache: VerdictCache, monkeypatch: pytest.MonkeyPatch, *, repair_is_pending: bool
+) -> None:
+    """Somebody puts another file in its place after the verification and before the repair, with damage of its own."""
+    write_and_restore_the_times(model)
+    if repair_is_pending:
+        Path(f"{model}.ward-journal").write_bytes(b"torn")
+    other = model.with_name("other")
+    shutil.copy2(model, other)
+    flip(other, 21_000)
+    os.utime(other, ns=(0, model.stat().st_mtime_ns))
+    verified, before = model.read_bytes(), other.read_bytes()
+
+    def swapped_in_between(ward: str, owner: int) -> bool:
+        model.rename(model.with_name("kept"))
+        other.rename(model)
+        return may_vouch(ward, owner)
+
+    may_vouch = gate_check._may_vouch
+    monkeypatch.setattr(gate_check, "_may_vouch", swapped_in_between)
+    found = check(model, cache, heal=True)
+    assert (found.verdict, found.healed, found.exit_code) == ("unverifiable", False, 3)
+    assert "was replaced" in found.message
+    assert (model.read_bytes(), model.with_name("kept").read_bytes()) == (before, verified)
+    assert Path(f"{model}.ward-journal").exists() is repair_is_pending
+    monkeypatch.undo()
     assert check(model, cache, heal=True).healed
 
 

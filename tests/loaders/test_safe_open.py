@@ -250,6 +250,24 @@ def test_sidecars_elsewhere_are_found_by_the_longest_name(zoo: Path, tmp_path: P
     assert len(bitward.load_safetensors(other, "np", sidecar_dir=wards)) == 12
 
 
+@pytest.mark.parametrize("length", ["same", "other"])
+def test_a_sidecar_that_was_found_by_a_bare_name_is_named(zoo: Path, tmp_path: Path, length: str) -> None:
+    """It may be another file's: then what it says of this one is wrong, and must not be taken for damage."""
+    wards, folder = tmp_path / "wards", tmp_path / "unprotected"
+    assert bitward.protect(zoo, sidecar_dir=wards).exit_code == 0
+    folder.mkdir()
+    same = bytes(byte ^ (at > 5000) for at, byte in enumerate(zoo.read_bytes()))
+    other = folder / zoo.name
+    other.write_bytes(same if length == "same" else same + b"more")
+    with pytest.raises(bitward.DamagedModelError, match=f"so says {wards}/{zoo.name}.ward, found by the file's name alone"):
+        bitward.load_safetensors(other, "np", sidecar_dir=wards)
+    assert bitward.protect(folder, sidecar_dir=wards).exit_code == 0
+    flip(other, 6000)
+    with pytest.raises(bitward.DamagedModelError) as raised:
+        bitward.load_safetensors(other, "np", sidecar_dir=wards)
+    assert "so says" not in str(raised.value)
+
+
 def test_a_model_that_is_protected_but_none(tmp_path: Path) -> None:
     path = tmp_path / "no.safetensors"
     path.write_bytes(b"\xff" * 100_000)

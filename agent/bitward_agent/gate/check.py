@@ -13,9 +13,10 @@ from dataclasses import replace
 from bitward_agent.errors import BitwardError
 from bitward_agent.findings import FileVerification, ProgressSink, SidecarReport, SidecarState, Verdict
 from bitward_agent.gate.facts import DEFAULT_MAX_AGE_SECONDS, Evidence, GateVerdict
+from bitward_agent.gate.file_systems import identity_at, type_at, type_of_open_file, why_not_believed
 from bitward_agent.gate.identity import FileIdentity, identity_of
 from bitward_agent.gate.verdict_cache import VerdictCache, now
-from bitward_agent.gate.writers import has_writer
+from bitward_agent.gate.writers import why_untold
 from bitward_agent.io import OpenFile, resolve, sidecar_path
 from bitward_agent.verify import REPAIR_PENDING_TOLD, FlipBudget, unverifiable, verify_file
 from bitward_formats.frozen import dataclass
@@ -90,20 +91,24 @@ def _check(path: str, ward: str, of_inode: tuple[int, int] | None, request: Chec
         before = identity_of(os.fstat(file.fd))
         if of_inode is not None and of_inode != (before.device, before.inode):
             return _told(unverifiable(path, 0, SidecarReport("", SidecarState.MISSING), "another file has its name now"), 0)
-        sidecar = _identity_at(ward)
+        sidecar = identity_at(ward)
         cache = request.cache or VerdictCache()
-        if sidecar is not None and not request.force and request.max_age_seconds > 0:
+        if sidecar is not None and not request.force and request.max_age_seconds > 0 and _are_times_believed(file.fd, ward):
             kept = cache.look_up(before, sidecar, max_age_seconds=request.max_age_seconds).found
             if kept is not None:
-                when, size = kept.began.wall_ns, before.size
-                return GateVerdict(path, Verdict.INTACT, Evidence.CACHED, when, kept.root, 0.0, size, remembered=True, identity=before)
+                found = GateVerdict(path, Verdict.INTACT, Evidence.CACHED, kept.began.wall_ns, kept.root, 0.0, before.size)
+                return replace(found, remembered=True, writes_show=True, identity=before)
         return _read_all(file, ward, request, cache)
+
+
+def _are_times_believed(fd: int, ward: str) -> bool:
+    return not why_not_believed(type_of_open_file(fd)) and not why_not_believed(type_at(ward))
 
 
 def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCache) -> GateVerdict:
     """Verify, heal if asked for, and remember what is intact."""
-    began, before, sidecar = now(), identity_of(os.fstat(file.fd)), _identity_at(ward)
-    written_to = has_writer(file.fd)
+    untold = why_untold(file.fd, ward)  # first: it may write back what is dirty
+    began, before, sidecar = now(), identity_of(os.fstat(file.fd)), identity_at(ward)
     found = _verify(file, ward, before, request)
     healed = False
     if request.heal and _is_to_be_healed(found):
@@ -111,8 +116,8 @@ def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCa
             return _told(_with(found, MODIFIED_TOLD), began.wall_ns)
         if not _may_vouch(ward, os.fstat(file.fd).st_uid):
             return _told(_with(found, FOREIGN_TOLD), began.wall_ns)
-        healed, message = _heal(file.path, ward, request)
-        began, before, sidecar = now(), identity_of(os.fstat(file.fd)), _identity_at(ward)
+        healed, message = _heal(file.path, ward, before, request)
+        began, before, sidecar = now(), identity_of(os.fstat(file.fd)), identity_at(ward)
         found = _verify(file, ward, before, request)
         if found.verdict is not Verdict.INTACT:
             found = _with(found, message)
@@ -121,10 +126,11 @@ def _read_all(file: OpenFile, ward: str, request: CheckRequest, cache: VerdictCa
     if found.verdict is not Verdict.INTACT:
         cache.forget(before)
         return verdict
-    if written_to:
-        return replace(verdict, message="not remembered: somebody has the file open for writing")
-    if sidecar is None or sidecar != _identity_at(ward) or not is_steady:
+    if untold:
+        return replace(verdict, message=f"not remembered: {untold}")
+    if sidecar is None or sidecar != identity_at(ward) or not is_steady:
         return replace(verdict, message="not remembered: the file or its sidecar was touched while it was read")
+    verdict = replace(verdict, writes_show=True)
     if REPAIR_PENDING_TOLD in found.message or found.sidecar.state is SidecarState.DAMAGED:
         return verdict
     why = cache.remember(before, sidecar, found.root, began)
@@ -160,11 +166,12 @@ def _may_vouch(ward: str, owner: int) -> bool:
         return False
 
 
-def _heal(path: str, ward: str, request: CheckRequest) -> tuple[bool, str]:
-    """Repair from parity: (whether something was written, what the repair says)."""
+def _heal(path: str, ward: str, pinned: FileIdentity, request: CheckRequest) -> tuple[bool, str]:
+    """Repair from parity, and no other file than the one that was verified: (whether something was written, what the repair says)."""
     from bitward_agent.repair import RepairRequest, repair_file  # loads NumPy
 
-    done = repair_file(path, ward, RepairRequest(now_ns=time.time_ns(), only_unmodified=True), jobs=request.jobs, progress=request.progress)
+    wanted = RepairRequest(now_ns=time.time_ns(), only_unmodified=True, of_inode=(pinned.device, pinned.inode))
+    done = repair_file(path, ward, wanted, jobs=request.jobs, progress=request.progress)
     return bool(done.repaired) or done.sidecar.state is SidecarState.HEALED, done.message
 
 
@@ -173,11 +180,3 @@ def _told(found: FileVerification, when_ns: int) -> GateVerdict:
     nothing = found.verdict is Verdict.UNVERIFIABLE
     evidence, when = (Evidence.NONE, 0) if nothing else (Evidence.FULL, when_ns)
     return GateVerdict(found.path, found.verdict, evidence, when, found.root, 0.0, found.bytes, message=found.message, file=found)
-
-
-def _identity_at(path: str) -> FileIdentity | None:
-    """The identity of what has this name; links are not followed."""
-    try:
-        return identity_of(os.lstat(path))
-    except OSError:
-        return None

@@ -34,8 +34,9 @@ class GateVerdict:
 
     ``when_ns``: when the reading began that the verdict rests on, ns since the epoch; 0 if nothing was read. ``root``: of the sidecar, in
     hexadecimal. ``seconds``: how long the answer took. ``healed``: blocks were put right just now. ``remembered``: the next gate may
-    answer from the cache; if not, ``message`` may say why. ``identity``: of the file that the verdict is about, which was the same before
-    and after the reading; ``None`` where it was not. ``file``: the full report, where the file was read.
+    answer from the cache; if not, ``message`` may say why. ``writes_show``: whoever writes to the file after that reading moves its times.
+    ``identity``: of the file that the verdict is about, which was the same before and after the reading; ``None`` where it was not.
+    ``file``: the full report, where the file was read.
     """
 
     path: str
@@ -47,6 +48,7 @@ class GateVerdict:
     bytes: int = 0
     healed: bool = False
     remembered: bool = False
+    writes_show: bool = False
     message: str = ""
     identity: FileIdentity | None = None
     file: FileVerification | None = None

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bitward_agent.errors import BitwardError, InputError
 from bitward_agent.hub_cache import name_in_snapshot
 from bitward_agent.io import read_regular, resolve, sidecar_path
+from bitward_agent.sidecar_places import sidecar_elsewhere
 from bitward_agent.units import Member, check_unit, index_path, is_ours
 from bitward_formats.checksums import claim_of_blob
 from bitward_formats.errors import FormatError
@@ -103,7 +104,13 @@ def _in_hub_cache(name: str, revision: str) -> str | None:
 
 
 def _has_sidecar(path: str, sidecar_dir: str | None) -> bool:
-    return os.path.lexists(sidecar_path(resolve(path), sidecar_dir))
+    return os.path.lexists(_sidecar_of(path, sidecar_dir))
+
+
+def _sidecar_of(path: str, sidecar_dir: str | None) -> str:
+    """Where the sidecar of a file by itself is, or would be."""
+    found = None if sidecar_dir is None else sidecar_elsewhere(path, sidecar_dir)
+    return found or sidecar_path(resolve(path), sidecar_dir)
 
 
 def _is_model(word: str, sidecar_dir: str | None) -> bool:
@@ -162,7 +169,7 @@ def _is_read(member: Member) -> bool:
 
 def _lone(path: str, sidecar_dir: str | None) -> ModelFile:
     real = resolve(path)
-    sidecar = sidecar_path(real, sidecar_dir)
+    sidecar = _sidecar_of(path, sidecar_dir)
     gone = not os.path.lexists(real) and os.path.lexists(sidecar)
     return ModelFile(real, sidecar, name_in_snapshot(path) or real, required=True, gone=gone)
 

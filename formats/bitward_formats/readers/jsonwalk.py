@@ -92,6 +92,12 @@ class Cursor:
         """Passes over the string that comes next, of any length."""
         self._string()
 
+    def long_string(self) -> str:
+        """The string that comes next, of any length."""
+        start, end = self._string()
+        text: str = json.loads(self._text[start:end])
+        return text
+
     def expect_end(self) -> None:
         """Nothing but white space may follow."""
         if self._peek():

@@ -76,10 +76,22 @@ def read_layout(view: FileView) -> Layout:
 
     Memory stays below ten times the header. Raises one of the CheckpointErrors.
     """
+    return _read(view, None)
+
+
+def read_layout_and_metadata(view: FileView) -> tuple[Layout, dict[str, str] | None]:
+    """As :func:`read_layout`, and what the header says beside the tensors, if anything: for loaders, which hand it on."""
+    kept: list[dict[str, str]] = []
+    layout = _read(view, kept)
+    return layout, kept[0] if kept else None
+
+
+def _read(view: FileView, kept: list[dict[str, str]] | None) -> Layout:
+    """``kept``, where given, gets the metadata."""
     file_bytes = view.size
     header = _read_header(view.fetch, file_bytes)
     data_offset = LENGTH_BYTES + len(header)
-    spans = _read_tensors(header, data_offset, file_bytes - data_offset)
+    spans = _read_tensors(header, data_offset, file_bytes - data_offset, kept)
     del header
     # Two stable sorts instead of one by pairs, which would cost a tuple per tensor. Of the tensors at one offset the empty ones come
     # first, in the header's order: the only order that tiles.
@@ -110,7 +122,7 @@ def _read_header(fetch: Fetch, file_bytes: int) -> bytes:
     return header
 
 
-def _read_tensors(header: bytes, data_offset: int, data_bytes: int) -> list[Span]:
+def _read_tensors(header: bytes, data_offset: int, data_bytes: int, kept: list[dict[str, str]] | None) -> list[Span]:
     """One span per tensor in the header's order, each checked by itself."""
     spans: list[Span] = []
     seen: set[str] = set()
@@ -120,7 +132,7 @@ def _read_tensors(header: bytes, data_offset: int, data_bytes: int) -> list[Span
             raise DuplicateKeyError(f"{shown(name)} occurs twice")
         seen.add(name)
         if name == METADATA_KEY:
-            _check_metadata(cursor)
+            _take_metadata(cursor, kept)
         else:
             spans.append(_tensor_span(name, cursor.flat_object(), data_offset, data_bytes))
         _take_usual(cursor, spans, seen, data_offset, data_bytes)
@@ -171,16 +183,22 @@ def _known(dtype: str, shape: bytes) -> _Known | None:
     return _Known(kind, length, sys.intern(dtype), tuple(dims))
 
 
-def _check_metadata(cursor: Cursor) -> None:
-    """Goes over the metadata: an object of strings. The texts mean nothing here and are not kept."""
+def _take_metadata(cursor: Cursor, kept: list[dict[str, str]] | None) -> None:
+    """Goes over the metadata: an object of strings. The texts mean nothing here, and go into ``kept`` only where it is given."""
     seen: set[str] = set()
+    texts: dict[str, str] = {}
     for key in cursor.members():
         if key in seen:
             raise DuplicateKeyError(f"{shown(key)} occurs twice in {METADATA_KEY}")
         if len(seen) == METADATA_KEYS_LIMIT:
             raise HeaderTooLargeError(f"{METADATA_KEY} has more than {METADATA_KEYS_LIMIT} keys")
         seen.add(key)
-        cursor.skip_string()
+        if kept is None:
+            cursor.skip_string()
+        else:
+            texts[key] = cursor.long_string()
+    if kept is not None:
+        kept.append(texts)
 
 
 def _tensor_span(name: str, entry: dict[str, object], data_offset: int, data_bytes: int) -> Span:

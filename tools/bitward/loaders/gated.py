@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitward.loaders.evidence import find_sidecar
+from bitward.loaders.memory import TensorMemory
 from bitward.loaders.policy import Finding, Gate, Policy
 from bitward.loaders.refusals import ChangedModelError, DamagedModelError, LoadRefusedError, UnverifiableModelError
 from bitward.loaders.telling import tell
@@ -24,6 +25,7 @@ from bitward_agent.findings import Verdict
 from bitward_agent.gate.check import MODIFIED_TOLD
 from bitward_agent.io import Range, journal_path, resolve
 from bitward_agent.scan import default_jobs
+from bitward_agent.sidecar_places import is_bare
 from bitward_formats.errors import FormatError
 from bitward_formats.frozen import dataclass
 
@@ -133,6 +135,7 @@ class GatedFile:
         self._told: set[int] = set()
         self._repairs_left = _REPAIRS
         self._is_beyond_parity = False
+        self._memory = TensorMemory()
 
     @property
     def size(self) -> int:
@@ -148,7 +151,7 @@ class GatedFile:
         found, right = self.checked.state.size, self.checked.protected_bytes
         if found == right:
             return True
-        why = f"has {found:,} bytes, and {right:,} were protected: torn or rewritten; 'bitward verify' says more"
+        why = f"has {found:,} bytes, and {right:,} were protected: torn or rewritten; 'bitward verify' says more{self._by_which()}"
         if self._policy is Policy.ENFORCE:
             self._charge.refuse(DamagedModelError(self._charge.shown, why, offset=min(found, right)), "damaged")
         if self._policy is Policy.HEAL:
@@ -169,20 +172,20 @@ class GatedFile:
             UnreadableError: the file cannot be read.
         """
         start, end = self.checked.covering(low, high)
-        data = np.empty(end - start, np.uint8)
+        data = self._memory.take(end - start)
         self._fill(memoryview(data), start)  # type: ignore[arg-type]  # arrays are buffers
-        return data[low - start : high - start]
+        return data if (start, end) == (low, high) else data[low - start : high - start]
 
     def read_to(self, view: memoryview, low: int) -> None:
         """As :meth:`read`, into the caller's memory; the range must be one of whole blocks."""
         self._fill(view, low)
 
     def _fill(self, view: memoryview, start: int) -> None:
-        jobs = 1 if len(view) < 2 * THREAD_BYTES else min(default_jobs(), len(view) // THREAD_BYTES)
-        result = self.checked.read_into(view, start, jobs=jobs)
         right = len(view)
-        if result.bad_blocks:
-            right -= self._wrong(view, start, result.bad_blocks, result.unreadable)
+        if right >= 2 * THREAD_BYTES or not self.checked.is_read_right(view, start):
+            result = self.checked.read_into(view, start, jobs=max(1, min(default_jobs(), right // THREAD_BYTES)))
+            if result.bad_blocks:
+                right -= self._wrong(view, start, result.bad_blocks, result.unreadable)
         self._charge.gate.note_verified(self._charge.shown, right)
 
     def _wrong(self, view: memoryview, start: int, bad: Sequence[int], unreadable: Sequence[Range]) -> int:
@@ -207,7 +210,14 @@ class GatedFile:
         writer = " (it was written to since then)" if self.checked.pair.modified else ""
         verb = "are" if more else "is"
         told = f"{where}, bytes {block.offset:,} to {block.end - 1:,},{more} {verb} not what was protected{writer}"
-        return f"{told}: 'bitward verify' names the bits, 'bitward repair' puts them back"
+        return f"{told}: 'bitward verify' names the bits, 'bitward repair' puts them back{self._by_which()}"
+
+    def _by_which(self) -> str:
+        """Which sidecar says so, where that may be another file's."""
+        ward = self.checked.ward.path
+        if not is_bare(ward, self._charge.gate.sidecar_dir):
+            return ""
+        return f" (so says {printable(ward)}, found by the file's name alone: if it is another file's, protect the folder of this one)"
 
     def _refuse(self, bad: Sequence[int], kind: type[DamagedModelError] = DamagedModelError, why: str = "") -> NoReturn:
         block = self.checked.block(bad[0])
@@ -235,7 +245,8 @@ class GatedFile:
             if (why := may_write(pair)) or not self._repairs_left:
                 return why or "it is damaged again and again"
             self._repairs_left -= 1
-            request = RepairRequest(now_ns=time.time_ns(), dry_run=is_modified, only_unmodified=not is_modified)
+            inode = pair.state.device, pair.state.inode
+            request = RepairRequest(now_ns=time.time_ns(), dry_run=is_modified, only_unmodified=not is_modified, of_inode=inode)
             done = repair_file(self.path, self.checked.ward.path, request)
         if done.verdict is Verdict.CHANGED:
             message = f"{done.message or 'rewritten since it was protected'}: if that was meant, protect it again"

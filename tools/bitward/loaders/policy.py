@@ -19,7 +19,8 @@ class Policy(StrEnum):
     """What becomes of a model that is not intact.
 
     ``warn``: told and loaded. ``heal``: put right, or refused; what has no sidecar is told and loaded. ``enforce``: refused, and so is
-    what has no sidecar.
+    what has no sidecar. Not that of ``bitward gate`` (``gate.facts.Policy``), which cannot be off, and which heals nothing unprotected: a
+    command line names its models, and a library opens whatever it comes upon.
     """
 
     OFF = "off"

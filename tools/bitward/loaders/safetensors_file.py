@@ -6,7 +6,6 @@ needed but its error class, where it is installed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -53,13 +52,11 @@ class VerifiedFile:
             self._build: Build = builder(framework, device)
             view = FileView(gated.path, gated.size, self._fetch)
             try:
-                layout = reader.read_layout(view)
+                layout, self._metadata = reader.read_layout_and_metadata(view)
             except CheckpointError as error:
                 charge.unverifiable(f"is no safetensors file: {error}")
                 raise NoSafetensorsError(str(error)) from error
             self._spans = {span.name: span for span in layout.spans if span.role is Role.TENSOR}
-            header = json.loads(self._fetch(reader.LENGTH_BYTES, layout.spans[0].length - reader.LENGTH_BYTES))
-            self._metadata: dict[str, str] | None = header.get(reader.METADATA_KEY)
         except BaseException:
             gated.close()
             raise
@@ -112,8 +109,9 @@ class VerifiedFile:
         Raises:
             LoadRefusedError: its blocks are not right, and the policy does not let them through.
         """
-        span = self.span(name)
-        return self._build(self._open.read(span.offset, span.end), span.dtype, span.dims)
+        gated, span = self._gated or self._open, self._spans.get(name) or self.span(name)
+        offset = span.offset
+        return self._build(gated.read(offset, offset + span.length), span.dtype, span.dims)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors. Raises as :meth:`get_tensor`."""

@@ -1,4 +1,5 @@
-"""Tensors of PyTorch or NumPy on memory that was hashed: views of it, no copies.
+"""Tensors of PyTorch or NumPy on memory that was hashed: views of it, no copies. But for those whose elements lie where they may not, as a
+header of odd length makes them lie: those are copied.
 
 Element types are those of the safetensors format (its README and the tables of its Python package); PyTorch and NumPy are asked for their
 own by name, so that a type which an installed version lacks is told.
@@ -6,8 +7,8 @@ own by name, so that a type which an installed version lacks is told.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -63,12 +64,9 @@ def builder(framework: str, device: Any) -> Build:
     except ImportError:
         raise InputError("tensors of PyTorch need torch: pip install 'bitward[torch]', or framework='np'") from None
     where = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
-
-    def build(data: Bytes, label: str, shape: tuple[int, ...]) -> Any:
-        tensor = _torch_tensor(torch, data, label, shape)
-        return tensor if where.type == "cpu" else tensor.to(where)
-
-    return build
+    if where.type == "cpu":
+        return partial(_torch_tensor, torch)
+    return lambda data, label, shape: _torch_tensor(torch, data, label, shape).to(where)
 
 
 def _torch_tensor(torch: Any, data: Bytes, label: str, shape: tuple[int, ...]) -> Any:
@@ -77,9 +75,12 @@ def _torch_tensor(torch: Any, data: Bytes, label: str, shape: tuple[int, ...]) -
         raise InputError(f"this PyTorch ({torch.__version__}) has no element type for {label}")
     if label == "F4":  # one element of PyTorch's type holds two of the file's
         shape = (*shape[:-1], shape[-1] // 2) if shape else shape
-    if math.prod(shape) == 0:
+    if not len(data):  # which torch.frombuffer does not take
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(_aligned(data, dtype.itemsize), dtype=dtype).reshape(shape)
+    tensor = torch.frombuffer(data, dtype=dtype)
+    if tensor.data_ptr() % dtype.itemsize:
+        tensor = torch.frombuffer(data.copy(), dtype=dtype)
+    return tensor if len(shape) == 1 else tensor.view(shape)
 
 
 def _numpy_array(data: Bytes, label: str, shape: tuple[int, ...]) -> Any:
@@ -87,12 +88,8 @@ def _numpy_array(data: Bytes, label: str, shape: tuple[int, ...]) -> Any:
         dtype = np.dtype(_NUMPY.get(label, label))
     except TypeError:
         raise InputError(f"NumPy has no element type for {label}: import ml_dtypes, or framework='pt'") from None
-    return _aligned(data, dtype.itemsize).view(dtype).reshape(shape)
-
-
-def _aligned(data: Bytes, item_bytes: int) -> Bytes:
-    """The bytes where elements of that size may lie: a header of odd length puts them elsewhere, so those are copied."""
-    return data.copy() if data.ctypes.data % item_bytes else data
+    array = data.view(dtype)
+    return (array if array.flags.aligned else data.copy().view(dtype)).reshape(shape)
 
 
 def rows_between(span: Span, low: int, high: int) -> tuple[int, int]:

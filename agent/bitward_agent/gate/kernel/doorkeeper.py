@@ -15,15 +15,17 @@ from collections.abc import Callable
 
 from bitward_agent.findings import Verdict
 from bitward_agent.gate.facts import Policy
+from bitward_agent.gate.file_systems import identity_at
 from bitward_agent.gate.identity import FileIdentity, Moment, identity_of, why_not_remembered
 from bitward_agent.gate.kernel import leases, openers
 from bitward_agent.gate.kernel.facts import BAD_VERDICT_SECONDS, Fail, GateEvent, Key, WatchRequest, may_open
 from bitward_agent.gate.kernel.fanotify import Group, Opening
 from bitward_agent.gate.kernel.folders import Folders
-from bitward_agent.gate.kernel.known import Known, KnownFiles, identity_at
+from bitward_agent.gate.kernel.known import Known, KnownFiles
 from bitward_agent.gate.kernel.verifier import Finding, Task
 from bitward_agent.gate.kernel.verifiers import Verifiers
 from bitward_agent.gate.kernel.waiting import Job, WaitingRoom
+from bitward_agent.gate.writers import give_lease_back
 from bitward_agent.units import is_ours
 
 TURN_SECONDS = 1.0
@@ -249,13 +251,15 @@ class Doorkeeper:
             return None
         if lease >= 0:
             return Known(file, job.sidecar, finding.sidecar, Verdict.INTACT, "", until, lease)
-        if job.has_writer or finding.sidecar is None or why_not_remembered(file, finding.sidecar, Moment(finding.when_ns, "", 0)):
+        if job.has_writer or not finding.writes_show or finding.sidecar is None:
+            return None
+        if why_not_remembered(file, finding.sidecar, Moment(finding.when_ns, "", 0)):
             return None
         return Known(file, job.sidecar, finding.sidecar, Verdict.INTACT, "", until)
 
     def _close_lease(self, fd: int) -> None:
         if fd >= 0:
-            leases.give_back(fd)
+            give_lease_back(fd)
             os.close(fd)
 
     def _answer(self, job: Job, *, allow: bool) -> None:

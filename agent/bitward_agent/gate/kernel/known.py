@@ -11,10 +11,11 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from bitward_agent.findings import Verdict
-from bitward_agent.gate.identity import FileIdentity, identity_of
-from bitward_agent.gate.kernel import leases
+from bitward_agent.gate.file_systems import identity_at
+from bitward_agent.gate.identity import FileIdentity
 from bitward_agent.gate.kernel.facts import Key
 from bitward_agent.gate.kernel.fanotify import Group
+from bitward_agent.gate.writers import give_lease_back
 from bitward_formats.frozen import dataclass
 
 KNOWN_LIMIT = 65_536
@@ -31,14 +32,6 @@ class Known:
     message: str
     until_seconds: float
     lease_fd: int = -1
-
-
-def identity_at(path: str) -> FileIdentity | None:
-    """The identity of what has this name; links are not followed."""
-    try:
-        return identity_of(os.lstat(path))
-    except OSError:
-        return None
 
 
 class KnownFiles:
@@ -72,7 +65,7 @@ class KnownFiles:
             try:
                 self._group.ignore(known.lease_fd)
             except OSError:
-                leases.give_back(known.lease_fd)
+                give_lease_back(known.lease_fd)
                 os.close(known.lease_fd)
                 known = replace(known, lease_fd=-1)
             else:
@@ -91,7 +84,7 @@ class KnownFiles:
         if known.lease_fd >= 0:
             self._by_lease.pop(known.lease_fd, None)
             self._group.heed(known.lease_fd)  # first: who gets to write then is asked about from the start
-            leases.give_back(known.lease_fd)
+            give_lease_back(known.lease_fd)
             os.close(known.lease_fd)
 
     def drop_lease(self, fd: int) -> bool:

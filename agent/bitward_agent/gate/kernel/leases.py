@@ -1,19 +1,16 @@
-"""Read leases on verified files: while one is held nobody has the file open for writing, and whoever wants to waits until it is given back.
+"""The signals that want leases on verified files back.
 
-With it the kernel may be told to ask no more about a file. Without it a process could open the file for writing and change it through a
+While a read lease is held nobody has the file open for writing, and whoever wants to waits until it is given back. With it the kernel may
+be told to ask no more about a file. Without it a process could open the file for writing and change it through a
 map, which fanotify does not see (fanotify(7), "Limitations and caveats"). See fcntl(2), "Leases", and signalfd(2).
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
 import os
 import signal
 import struct
-from contextlib import suppress
-from enum import StrEnum
 
 from bitward_agent.errors import UnreadableError
 
@@ -24,30 +21,6 @@ _SIGSET_BYTES = 128
 _INFO_BYTES = 128
 _INFO = struct.Struct("=IiiIIi")
 """The beginning of struct signalfd_siginfo: signo, errno, code, pid, uid, fd."""
-
-
-class Taken(StrEnum):
-    """What came of asking for a lease. ``REFUSED``: the file system has none, or not for us."""
-
-    HELD = "held"
-    WRITER = "somebody has the file open for writing"
-    REFUSED = "refused"
-
-
-def take(fd: int) -> Taken:
-    """Take a read lease on the file of a read-only descriptor. :class:`Signals` tells when it has to go."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, BREAK_SIGNAL)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as error:
-        return Taken.WRITER if error.errno == errno.EAGAIN else Taken.REFUSED
-    return Taken.HELD
-
-
-def give_back(fd: int) -> None:
-    """Give a lease back: who waits to write may."""
-    with suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 class Signals:

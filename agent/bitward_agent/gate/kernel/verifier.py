@@ -16,9 +16,9 @@ from typing import Any
 from bitward_agent.findings import Verdict
 from bitward_agent.gate.check import check_file
 from bitward_agent.gate.facts import GateVerdict
+from bitward_agent.gate.file_systems import identity_at
 from bitward_agent.gate.identity import FileIdentity
 from bitward_agent.gate.kernel.facts import Key
-from bitward_agent.gate.kernel.known import identity_at
 from bitward_formats.frozen import dataclass
 
 LINE_LIMIT = 65_536
@@ -43,7 +43,7 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What came of it. ``when_ns``: when the reading began, by the wall's clock. ``file``: the identity of what was read, if it was steady;
-    ``sidecar``: that of the sidecar before the file was read."""
+    ``sidecar``: that of the sidecar before the file was read. ``writes_show``: whoever writes to the file from then on moves its times."""
 
     key: Key
     verdict: Verdict
@@ -54,6 +54,7 @@ class Finding:
     seconds: float
     file: FileIdentity | None
     sidecar: FileIdentity | None
+    writes_show: bool = False
 
     def line(self) -> bytes:
         """As it is sent."""
@@ -87,7 +88,7 @@ def verify(task: Task) -> Finding:
     if found.healed:
         sidecar = identity_at(task.sidecar)
     what = (found.verdict, found.evidence, found.when_ns, found.healed, _told(found), found.seconds)
-    return Finding(task.key, *what, found.identity, sidecar)
+    return Finding(task.key, *what, found.identity, sidecar, found.writes_show)
 
 
 def _told(found: GateVerdict) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from bitward_agent.gate.kernel import leases
 from bitward_agent.gate.kernel.facts import Key
 from bitward_agent.gate.kernel.fanotify import Group, Opening
+from bitward_agent.gate.kernel.leases import BREAK_SIGNAL
+from bitward_agent.gate.writers import Taken, give_lease_back, take_lease
 from bitward_formats.frozen import dataclass
 
 
@@ -56,9 +57,9 @@ class WaitingRoom:
             own = os.dup(fd)  # a lease belongs to the open file: the copy has it as well, and outlives the answer
         except OSError:
             return
-        taken = leases.take(own)
-        job.has_writer = taken is leases.Taken.WRITER
-        if taken is leases.Taken.HELD:
+        taken = take_lease(own, BREAK_SIGNAL)
+        job.has_writer = taken is Taken.WRITER
+        if taken is Taken.HELD:
             job.lease_fd = own
             self._job_of_lease[own] = job
         else:
@@ -75,7 +76,7 @@ class WaitingRoom:
         if job is None:
             return False
         job.lease_fd, job.has_writer = -1, True
-        leases.give_back(fd)
+        give_lease_back(fd)
         os.close(fd)
         return True
 
