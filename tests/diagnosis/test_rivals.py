@@ -35,13 +35,14 @@ def is_as(search: Profile, state: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one, state[name]) for name, one in search.parameters.items())
 
 
-def turned(search: Profile, bit: Bit) -> Found:
+def turned(search: Profile, bit: Bit, prior_nats: float = 0.0) -> Found:
     """A bit that is turned, as if it had been confirmed."""
     name, element, number = bit
     before = value_of(search.parameters[name], element)
     loss = float(search.held_out().mean())
     search.turn(name, element, number)
-    return Found(name, element, number, before, value_of(search.parameters[name], element), loss, float(search.held_out().mean()), 3.0, 0.0)
+    after, loss_after = value_of(search.parameters[name], element), float(search.held_out().mean())
+    return Found(name, element, number, before, after, loss, loss_after, 3.0, 0.0, prior_nats)
 
 
 FAULTY = "model.layers.0.post_attention_layernorm.weight"
@@ -93,7 +94,7 @@ def test_what_looks_wrong_by_itself_is_not_doubted(search: Profile, monkeypatch:
     name, element, _ = sign_of_the_largest(search, FAULTY)
     shrunk = (name, element, 12)  # bfloat16: 2^-32 of it
     search.turn(*shrunk)
-    found = [turned(search, shrunk)]
+    found = [turned(search, shrunk, prior_nats=20.0)]
     monkeypatch.setattr(search, "block_round", lambda _: pytest.fail("there is no doubt"))
     assert settled(search, found, lambda: False) is found
     assert is_as(search, clean)
@@ -112,3 +113,26 @@ def test_a_weight_in_no_block_has_no_rivals(search: Profile) -> None:
     fault = sign_of_the_largest(search, "model.norm.weight")
     search.turn(*fault)
     assert search.block_round(turned(search, fault)) == []
+
+
+def test_of_several_the_bits_are_weighed_again_when_all_are_there(search: Profile) -> None:
+    """The sign of a weight was turned, and the search had made it small instead, which did better while another fault was there."""
+    clean = state_of(search)
+    name, element, sign = sign_of_the_largest(search, FAULTY)
+    fault, another = (name, element, sign), sign_of_the_largest(search, "model.layers.0.input_layernorm.weight")
+    for one in (fault, another):
+        search.turn(*one)
+    found = [turned(search, (name, element, 9), prior_nats=10.0), turned(search, another)]
+    better = settled(search, found, lambda: False)
+    assert {(one.parameter, one.element, one.bit) for one in better} == {fault, another}
+    assert is_as(search, clean)
+
+
+def test_a_bit_that_is_still_the_best_stays(search: Profile) -> None:
+    clean = state_of(search)
+    faults = [sign_of_the_largest(search, FAULTY), sign_of_the_largest(search, "model.layers.0.input_layernorm.weight")]
+    for one in faults:
+        search.turn(*one)
+    found = [turned(search, one, prior_nats=10.0) for one in faults]
+    assert settled(search, found, lambda: False) is found
+    assert is_as(search, clean)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+TEXT_WEIGHT = 0.3
+"""What a nat of the text counts between bits that would each do: training on other text left the weights somewhat beside what would be best
+for this one."""
+PRIOR_LIMIT_NATS = 25.0
+"""What a tensor can say at most: dequantised and decayed weights can be next to zero in models without a fault."""
 LEAST_GAIN_SHARE = 0.008
 """An un-flip must win this share of the held-out loss: in clean models the best of all bits wins less (docs/diagnosis.md)."""
 LEAST_GAIN_Z = 2.5

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Found:
     """An un-flip that the held-out text confirmed. Losses are means over the held-out items, in nats.
 
-    ``evidence_nats``: what text and tensor say for it, less the logarithm of how many bits might have been chosen.
+    ``prior_nats``: how much more usual the weight is with the bit turned back. ``evidence_nats``: what text and tensor say for it, less the
+    logarithm of how many bits might have been chosen.
     """
 
     parameter: str
@@ -21,3 +22,4 @@ class Found:
     loss_after: float
     gain_z: float
     evidence_nats: float
+    prior_nats: float

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bitward_agent.diagnosis.bars import BEYOND, LEAST_GAIN_SHARE, bars_for
+from bitward_agent.diagnosis.bars import BEYOND, LEAST_GAIN_SHARE, PRIOR_LIMIT_NATS, TEXT_WEIGHT, bars_for
 from bitward_agent.diagnosis.candidates import Candidate, Ranking
 from bitward_agent.diagnosis.found import Found
 from bitward_agent.diagnosis.objectives import passage_loss
@@ -41,10 +41,9 @@ _BITS_COMPARED = 6
 _COMPARING_BATCHES = 3
 _NEAR_NATS = 12.0
 _CHOOSING_ITEMS = 256
-_TEXT_WEIGHT = 0.3
 _LEAST_PRIOR_NATS = -12.0
-_PRIOR_LIMIT_NATS = 25.0
 _NEGLIGIBLE = 2.0**-10
+_SETTLED_TIMES = 2
 FOUND_LIMIT = 16
 """Un-flips after which the search ends: a model with more faults than that is better fetched anew."""
 
@@ -81,10 +80,12 @@ class Profile:
         have turned.
         """
         found = self._rounds(begun, extra, tell)
-        if found:
+        for _ in range(_SETTLED_TIMES if found else 0):
             tell("profile: looking for what else could explain it …")
             better = settled(self, found, self._stop)
-            found = found if better is found else self._rounds(better, extra, tell)
+            if better is found:
+                break
+            found = self._rounds(better, extra, tell)
         return self._without_needless(found) if len(found) > 1 else found
 
     def _rounds(self, begun: Sequence[Found], extra: Sequence[Bit], tell: Callable[[str], None]) -> list[Found]:
@@ -114,9 +115,11 @@ class Profile:
         others = [one for one in ranking.best(_WEIGHTS_TRIED_IN_BLOCK) if one.weight != (beside.parameter, beside.element)]
         return self._tried_for_real(others)
 
-    def likelier_nats(self, name: str, element: int, bit: int) -> float:
-        """How much more usual, in nats, turning a bit would make the weight for its place."""
-        return self._likelier(name, element, (bit,))[0]
+    def weight_round(self, one: Found) -> list[Found]:
+        """Weigh all bits of a weight; the one that is confirmed is turned in the model."""
+        trials = Trials(self.pieces, self.parameters, self.subject.choosing)
+        confirmed = self._confirmed_bit((one.parameter, one.element), trials)
+        return self._turned_for_good([confirmed] if confirmed else [])
 
     def _tried_for_real(self, candidates: list[Candidate]) -> list[Found]:
         sieved = self._sieve(candidates)
@@ -126,15 +129,19 @@ class Profile:
         weights = self._on_more_text([_tried(one, trials) for one in sieved])
         confirmed: list[tuple[Found, Candidate]] = []
         for weight in weights:
-            options = self._bits_of(weight, trials)
-            for chosen in self._compared(options)[:_BITS_CONFIRMED]:
-                found = self.confirmed(chosen)
-                if found is not None:
-                    confirmed.append((found, chosen))
-                    break
+            one = self._confirmed_bit(weight, trials)
+            confirmed += [one] if one else []
             if self._stop():
                 break
         return self._turned_for_good(confirmed)
+
+    def _confirmed_bit(self, weight: tuple[str, int], trials: Trials) -> tuple[Found, Candidate] | None:
+        """The best bit of a weight that held-out text confirms."""
+        for chosen in self._compared(self._bits_of(weight, trials))[:_BITS_CONFIRMED]:
+            found = self.confirmed(chosen)
+            if found is not None:
+                return found, chosen
+        return None
 
     def _on_more_text(self, tried: list[Candidate]) -> list[tuple[str, int]]:
         """The best weights: what the choosing batch likes best may be best for this batch alone, so another one is asked as well."""
@@ -151,7 +158,7 @@ class Profile:
         """
         kept: list[Found] = []
         items = self.held_out().numel()
-        strength = {id(one): _TEXT_WEIGHT * (one.loss_before - one.loss_after) * items + chosen.prior_nats for one, chosen in confirmed}
+        strength = {id(one): TEXT_WEIGHT * (one.loss_before - one.loss_after) * items + chosen.prior_nats for one, chosen in confirmed}
         for found, chosen in sorted(confirmed, key=lambda one: -strength[id(one[0])]):
             again = self.confirmed(chosen) if kept else found
             if again is not None:
@@ -247,14 +254,14 @@ class Profile:
         gained = before_items - after_items
         loss_before, loss_after = float(before_items.mean()), float(after_items.mean())
         z = float(gained.mean()) / max(float(gained.std()) / math.sqrt(gained.numel()), 1e-9)
-        evidence = _evidence(replace(one, gain=float(gained.sum()))) - self._look_elsewhere()
+        evidence = _evidence(replace(one, gain=float(gained.sum()))) - self.look_elsewhere_nats()
         bars = bars_for(loss_before, is_stand_in=self.subject.loss is passage_loss, chance_nats=self.subject.chance_nats)
         passes = any(bar.passed(loss_before, loss_after, z, one.prior_nats) for bar in bars)
         if self._is_beyond(one.parameter, one.element, before, after):
             passes = passes and BEYOND.passed(loss_before, loss_after, z, one.prior_nats)
         if not (passes and evidence >= 0):  # said so that what is no number does not pass
             return None
-        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence)
+        return Found(one.parameter, one.element, one.bit, before, after, loss_before, loss_after, z, evidence, one.prior_nats)
 
     def held_out(self) -> Tensor:
         """The loss of each held-out item for the model as it is now."""
@@ -283,7 +290,7 @@ class Profile:
             self._priors.pop(name, None)
         self._held_out = None
 
-    def _look_elsewhere(self) -> float:
+    def look_elsewhere_nats(self) -> float:
         """Nats: the logarithm of how many bits might have been chosen."""
         return math.log(sum(one.numel() * len(FORMS[one.dtype].weighty) for one in self.parameters.values() if one.dtype in FORMS))
 
@@ -310,13 +317,13 @@ def _best_weights(tried: list[Candidate], count: int) -> list[tuple[str, int]]:
 def _evidence(one: Candidate) -> float:
     """Nats for a weight: what the text says and what the tensor says, the latter up to a limit (dequantised and decayed weights can be
     next to zero in models without a fault)."""
-    return one.gain + min(one.prior_nats, _PRIOR_LIMIT_NATS)
+    return one.gain + min(one.prior_nats, PRIOR_LIMIT_NATS)
 
 
 def _bit_evidence(one: Candidate) -> float:
     """Nats for one bit of a weight rather than another: the text at a discount, since training on other text left the weight somewhat
     beside what would be best for this one."""
-    return _TEXT_WEIGHT * one.gain + one.prior_nats
+    return TEXT_WEIGHT * one.gain + one.prior_nats
 
 
 def _tried(one: Candidate, trials: Trials) -> Candidate:
