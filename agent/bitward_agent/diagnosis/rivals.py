@@ -1,8 +1,8 @@
 """Un-flips that stand where others should, looked at again when nothing more is found.
 
 Where there are several faults the first of them are weighed in a model that is still wrong elsewhere, and another bit of the same weight
-may have done better then. And one weight of a norm may make up for a fault, or for two, of the channel that it scales; once it is turned the
-fault itself wins too little to be seen. So each un-flip is taken back once more, and its weight and its block are searched for what could
+may have done better then. And one weight of a norm may make up for a fault, or for two, of the channel that it scales; once it is turned
+the fault itself wins too little to be seen. So each un-flip is taken back once more, and its weight and its block are searched for what could
 stand in its place. What text and tensors say of the two models decides.
 """
 
