@@ -2,8 +2,8 @@
 
 Where there are several faults the first of them are weighed in a model that is still wrong elsewhere, and another bit of the same weight
 may have done better then. And one weight of a norm may make up for a fault, or for two, of the channel that it scales; once it is turned
-the fault itself wins too little to be seen. So each un-flip is taken back once more, and its weight and its block are searched for what could
-stand in its place. What text and tensors say of the two models decides.
+the fault itself wins too little to be seen. So each un-flip is taken back once more, and its weight and its block are searched for what
+could stand in its place. What text and tensors say of the two models decides.
 """
 
 from __future__ import annotations
