@@ -99,7 +99,7 @@ OPTIONS = {
     "hf card": {"--cache-dir", "--sidecar-dir"},
     "mlflow protect": {"--tracking-uri", "--registry-uri", "--preset", "--hash", "--force", "--no-tags"},
     "mlflow verify": {"--tracking-uri", "--registry-uri"},
-    "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--from", "--no-tags"},
+    "mlflow scrub": {"--tracking-uri", "--registry-uri", "--heal", "--from", "--no-tags", "--state"},
     "scrub": {"--engine", "--workers", "--state", "--report-dir", "--max-age", "--retries"},
     "agent run": {"--config"},
     "agent check-config": {"--config"},

@@ -13,8 +13,10 @@ from typing import Any, Self
 import numpy as np
 
 from bitward.loaders.gated import Charge, GatedFile
+from bitward.loaders.read_ahead import ReadAhead
 from bitward.loaders.tensors import Build, Bytes, builder, rows_between
 from bitward_agent.errors import BitwardError
+from bitward_agent.scan import default_jobs
 from bitward_formats.errors import CheckpointError
 from bitward_formats.readers import safetensors as reader
 from bitward_formats.readers.file_view import FileView
@@ -48,6 +50,7 @@ class VerifiedFile:
     def __init__(self, gated: GatedFile, charge: Charge, framework: str, device: Any) -> None:
         """``gated`` is closed with it, or when this fails. ``framework``: pt or np. Raises LoadRefusedError, NoSafetensorsError."""
         self._gated: GatedFile | None = gated
+        self._ahead: ReadAhead | None = None
         try:
             self._build: Build = builder(framework, device)
             view = FileView(gated.path, gated.size, self._fetch)
@@ -57,6 +60,8 @@ class VerifiedFile:
                 charge.unverifiable(f"is no safetensors file: {error}")
                 raise NoSafetensorsError(str(error)) from error
             self._spans = {span.name: span for span in layout.spans if span.role is Role.TENSOR}
+            # With one processor there is nobody to read ahead.
+            self._ahead = ReadAhead(list(self._spans.values()), gated.read_right) if default_jobs() > 1 else None
         except BaseException:
             gated.close()
             raise
@@ -66,13 +71,18 @@ class VerifiedFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._gated is not None:
-            self._gated.close()
+            self._end()
         self._gated = None
 
     def __del__(self) -> None:
-        gated = getattr(self, "_gated", None)
-        if gated is not None:
-            gated.close()
+        if getattr(self, "_gated", None) is not None:
+            self._end()
+
+    def _end(self) -> None:
+        """Close the file, when nothing reads from it any more."""
+        if self._ahead is not None:
+            self._ahead.end()
+        self._open.close()
 
     @property
     def _open(self) -> GatedFile:
@@ -110,8 +120,12 @@ class VerifiedFile:
             LoadRefusedError: its blocks are not right, and the policy does not let them through.
         """
         gated, span = self._gated or self._open, self._spans.get(name) or self.span(name)
-        offset = span.offset
-        return self._build(gated.read(offset, offset + span.length), span.dtype, span.dims)
+        data = self._ahead.take(name) if self._ahead else None
+        if data is None:
+            data = gated.read(span.offset, span.offset + span.length)
+        else:
+            gated.note_verified(span.length)
+        return self._build(data, span.dtype, span.dims)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors. Raises as :meth:`get_tensor`."""
