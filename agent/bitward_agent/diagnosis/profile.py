@@ -30,6 +30,7 @@ from bitward_agent.diagnosis.weight_prior import WeightPrior, neighbours_of
 WEIGHTS_TRIED = 28
 """Weights of each ranking that are tried for real."""
 _WEIGHTS_TRIED_IN_BLOCK = 10
+_WEIGHTS_REFINED_IN_BLOCK = 1
 _WEIGHTS_SIEVED = 16
 _WEIGHTS_COMPARED = 10
 _WEIGHTS_REFINED = 4
@@ -113,7 +114,7 @@ class Profile:
         ranking = Ranking(self._names, self.prior_of)
         self.pieces.backward(self.subject.choosing, ranking.see, lambda one: self.pieces.block_of(one) == number)
         others = [one for one in ranking.best(_WEIGHTS_TRIED_IN_BLOCK) if one.weight != (beside.parameter, beside.element)]
-        return self._tried_for_real(others)
+        return self._tried_for_real(others, _WEIGHTS_REFINED_IN_BLOCK)
 
     def weight_round(self, one: Found) -> list[Found]:
         """Weigh all bits of a weight; the one that is confirmed is turned in the model."""
@@ -121,12 +122,12 @@ class Profile:
         confirmed = self._confirmed_bit((one.parameter, one.element), trials)
         return self._turned_for_good([confirmed] if confirmed else [])
 
-    def _tried_for_real(self, candidates: list[Candidate]) -> list[Found]:
+    def _tried_for_real(self, candidates: list[Candidate], refined: int = _WEIGHTS_REFINED) -> list[Found]:
         sieved = self._sieve(candidates)
         if not sieved or self._stop():
             return []
         trials = Trials(self.pieces, self.parameters, self.subject.choosing)
-        weights = self._on_more_text([_tried(one, trials) for one in sieved])
+        weights = self._on_more_text([_tried(one, trials) for one in sieved], refined)
         confirmed: list[tuple[Found, Candidate]] = []
         for weight in weights:
             one = self._confirmed_bit(weight, trials)
@@ -143,12 +144,12 @@ class Profile:
                 return found, chosen
         return None
 
-    def _on_more_text(self, tried: list[Candidate]) -> list[tuple[str, int]]:
+    def _on_more_text(self, tried: list[Candidate], count: int) -> list[tuple[str, int]]:
         """The best weights: what the choosing batch likes best may be best for this batch alone, so another one is asked as well."""
         best = _best_weights(tried, _WEIGHTS_COMPARED)
         bits = [max((one for one in tried if one.weight == weight), key=_evidence) for weight in best]
         trials = Trials(self.pieces, self.parameters, self.subject.holdout[0])
-        return _best_weights([replace(one, gain=one.gain + _gain(trials, *one.weight, one.bit)) for one in bits], _WEIGHTS_REFINED)
+        return _best_weights([replace(one, gain=one.gain + _gain(trials, *one.weight, one.bit)) for one in bits], count)
 
     def _turned_for_good(self, confirmed: list[tuple[Found, Candidate]]) -> list[Found]:
         """The best is turned; each of the others if it is confirmed once more beside those before it.

@@ -20,6 +20,7 @@ _BEYOND_DOUBT_NATS = 8.0
 """Where an un-flip makes its weight so much more usual its block is not searched, which takes as long as half a round."""
 _LEAST_GAIN_NATS = 2.0
 _BLOCK_ROUNDS_LIMIT = 3
+"""Where several faults were found. A single one takes minutes as it is, and seldom hides two."""
 
 
 class Search(Protocol):
@@ -46,7 +47,7 @@ def settled(search: Search, found: list[Found], stop: Callable[[], bool]) -> lis
     for one in found:
         rounds: list[tuple[Callable[[Found], list[Found]], int]] = [(search.weight_round, 1)] if len(found) > 1 else []
         if one.prior_nats < _BEYOND_DOUBT_NATS:
-            rounds.append((search.block_round, _BLOCK_ROUNDS_LIMIT))
+            rounds.append((search.block_round, _BLOCK_ROUNDS_LIMIT if len(found) > 1 else 1))
         for round_of, limit in rounds:
             if stop():
                 return found
