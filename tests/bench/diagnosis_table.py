@@ -124,11 +124,8 @@ class Bench:
         by_triage, first = set(turned) == set(faults), turned[: len(faults)]
         if not by_triage or len(faults) > 1:
             extra = [self.bit_of(one) for one in report.candidates]
-            found = self.search.run(extra=extra) if len(faults) > 1 else self.search.round(extra)
+            found = self.search.run(extra=extra)  # all of it, as the command does: in the end un-flips are doubted
             first = [*turned, *((one.parameter, one.element, one.bit) for one in found)][: len(faults)]
-            if found and len(faults) == 1 and first != faults:
-                # As the command does; where the first round has made the model as it was, there is nothing to go on with.
-                found = self.search.run(extra=extra, begun=found)
             turned += [(one.parameter, one.element, one.bit) for one in found]
         seconds = time.monotonic() - began
         change = self.text_loss() - self.clean_text

@@ -105,7 +105,7 @@ def serve(door: ReferrersProxy, made: Made) -> str:
     return f"{door.host}/a/b:v1"
 
 
-def refused(door: ReferrersProxy, made: Made, folder: Path, told: str, reference: str = "") -> None:
+def assert_refused(door: ReferrersProxy, made: Made, folder: Path, told: str, reference: str = "") -> None:
     """Nothing is pulled and nothing verified, and the reason is named."""
     name = serve(door, made)
     for command in (
@@ -132,31 +132,34 @@ def test_the_made_registry_is_pulled_where_it_does_not_lie(door: ReferrersProxy,
 def test_a_manifest_that_is_too_long(door: ReferrersProxy, tmp_path: Path) -> None:
     made = Made()
     made.set_manifest(made.manifest(annotations={"x": "y" * MANIFEST_LIMIT_BYTES}))
-    refused(door, made, tmp_path / "out", "sends more than")
+    assert_refused(door, made, tmp_path / "out", "sends more than")
     assert door.sent("/manifests/") < 4 * MANIFEST_LIMIT_BYTES
 
 
 def test_a_manifest_that_never_ends(door: ReferrersProxy, tmp_path: Path) -> None:
     made = Made()
     door.meddling.endless = "/manifests/v1"
-    refused(door, made, tmp_path / "out", "sends more than")
+    assert_refused(door, made, tmp_path / "out", "sends more than")
+    assert MANIFEST_LIMIT_BYTES < door.sent("/manifests/") < 4 * MANIFEST_LIMIT_BYTES
 
 
 def test_a_manifest_of_another_digest(door: ReferrersProxy, tmp_path: Path) -> None:
     made = Made()
     other = "sha256:" + "1" * 64
     made.paths[f"/v2/a/b/manifests/{other}"] = made.paths["/v2/a/b/manifests/v1"]
-    refused(door, made, tmp_path / "out", "damaged, or another one", f"{door.host}/a/b@{other}")
+    assert_refused(door, made, tmp_path / "out", "damaged, or another one", f"{door.host}/a/b@{other}")
     kind = {"Content-Type": IMAGE_MANIFEST, "Docker-Content-Digest": other}
     made.paths["/v2/a/b/manifests/v1"] = 200, kind, made.manifest()
-    refused(door, made, tmp_path / "out", "damaged, or another one")
+    assert_refused(door, made, tmp_path / "out", "damaged, or another one")
+    assert not [one.path for one in door.seen if "/blobs/" in one.path]
 
 
 def test_an_index_is_no_manifest(door: ReferrersProxy, tmp_path: Path) -> None:
     made = Made()
     index = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [described(made.manifest())]}).encode()
     made.set_manifest(index, kind=IMAGE_INDEX)
-    refused(door, made, tmp_path / "out", "an index of 1 manifests: name one of them by its digest")
+    assert_refused(door, made, tmp_path / "out", "an index of 1 manifests: name one of them by its digest")
+    assert not [one.path for one in door.seen if "/blobs/" in one.path]
 
 
 @pytest.mark.parametrize(
@@ -583,7 +586,7 @@ def test_redirects_to_what_is_no_web_server(location: str, door: ReferrersProxy,
     assert (report.exit_code, "root:" in report.blobs[0].message) == (3, False), report
     assert os.listdir(tmp_path / "out") == []
     made.paths["/v2/a/b/manifests/v1"] = 307, {"Location": location}, b""
-    refused(door, made, tmp_path / "out", "redirect|the connection broke|cannot connect|cannot be used")
+    assert_refused(door, made, tmp_path / "out", "redirect|the connection broke|cannot connect|cannot be used")
 
 
 def test_a_manifest_with_a_million_layers(door: ReferrersProxy, tmp_path: Path) -> None:
@@ -593,7 +596,7 @@ def test_a_manifest_with_a_million_layers(door: ReferrersProxy, tmp_path: Path) 
         data = made.manifest().replace(json.dumps(made.layers).encode()[1:-1], layers)
         assert len(data) < MANIFEST_LIMIT_BYTES
         made.set_manifest(data)
-        refused(door, made, tmp_path / "out", "more than 8192|no JSON")
+        assert_refused(door, made, tmp_path / "out", "more than 8192|no JSON")
     title = {TITLE: "x"}
     same = [described(DATA, annotations={TITLE: f"{number}"}) for number in range(8192)]
     assert len(file_names([Descriptor("", digest_of(DATA), 1, one["annotations"]) for one in same], "it")) == 8192
