@@ -74,13 +74,12 @@ class Profile:
             self._priors[name] = WeightPrior(self.parameters[name], [self.parameters[one] for one in around])
         return self._priors[name]
 
-    def run(self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None, begun: Sequence[Found] = ()) -> list[Found]:
-        """Rounds until nothing more is confirmed, ``FOUND_LIMIT`` un-flips are made or ``stop`` says so.
+    def run(self, *, extra: Sequence[Bit] = (), tell: Callable[[str], None] = lambda _: None) -> list[Found]:
+        """Rounds until nothing more is confirmed, ``FOUND_LIMIT`` un-flips are made or ``stop`` says so; then each un-flip is doubted.
 
-        ``extra``: bits that other evidence points at; they are tried with those that the gradients propose. ``begun``: what earlier rounds
-        have turned.
+        ``extra``: bits that other evidence points at; they are tried with those that the gradients propose.
         """
-        found = self._rounds(begun, extra, tell)
+        found = self._rounds([], extra, tell)
         for _ in range(_SETTLED_TIMES if found else 0):
             tell("profile: looking for what else could explain it …")
             better = settled(self, found, self._stop)
